@@ -1,0 +1,154 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * dl/base.h: what every other file may rely on: error codes, the log, checked sizes, memory, growable arrays,
+ * the clock, and the one place where the operating system is asked for something without libuv (os.c).
+ *
+ * Errors: 0 is success, negative is one of enum dl_err. The line that detects a failure logs it once, with the
+ * values that matter and the way out (dl_fail); everyone above just passes the code up.
+ */
+#ifndef DL_BASE_H
+#define DL_BASE_H
+
+#include <stdarg.h>
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+/* ------------------------------------------------------------------------------------------------- errors */
+
+#define DL_ERR_MAP(X)                                                                              \
+    X(EINVAL, -1, "invalid argument")                                                              \
+    X(ENOMEM, -2, "out of memory")                                                                 \
+    X(EIO, -3, "i/o error")                                                                        \
+    X(EFORMAT, -4, "malformed input")                                                              \
+    X(EUNSUP, -5, "not supported here")                                                            \
+    X(EDEVICE, -6, "device failed")                                                                \
+    X(EPEER, -7, "node lost")                                                                      \
+    X(ECANCELED, -8, "canceled")                                                                   \
+    X(ETIMEDOUT, -9, "timed out")                                                                  \
+    X(EBUSY, -10, "busy")                                                                          \
+    X(ELIMIT, -11, "over a limit")
+
+#define X(name, value, text) DL_##name = value,
+enum dl_err { DL_OK = 0, DL_ERR_MAP(X) };
+#undef X
+
+/* Name ("EFORMAT") and text ("malformed input") of a code; never NULL, also for unknown codes. Any thread. */
+const char *dl_err_name(int err);
+const char *dl_err_text(int err);
+
+/* ------------------------------------------------------------------------------------- compiler attributes */
+
+#if defined(__GNUC__) || defined(__clang__)
+#define DL_PRINTF(fmt, args) __attribute__((format(printf, fmt, args)))
+#define DL_LIKELY(x) __builtin_expect(!!(x), 1)
+#define DL_UNLIKELY(x) __builtin_expect(!!(x), 0)
+#else
+#define DL_PRINTF(fmt, args)
+#define DL_LIKELY(x) (x)
+#define DL_UNLIKELY(x) (x)
+#endif
+
+#define DL_MIN(a, b) ((a) < (b) ? (a) : (b))
+#define DL_MAX(a, b) ((a) > (b) ? (a) : (b))
+#define DL_COUNT_OF(array) (sizeof(array) / sizeof((array)[0]))
+
+/* ---------------------------------------------------------------------------------------------------- log */
+
+enum dl_log_level { DL_LOG_ERROR, DL_LOG_WARN, DL_LOG_INFO, DL_LOG_DEBUG };
+
+/* Receives one finished line, without a newline. Called on the thread that logs; must not log itself. */
+typedef void dl_log_fn(void *ud, enum dl_log_level level, const char *line);
+
+/* Where lines go and the most detailed level that is delivered. The default writes to stderr, up to WARN.
+ * fn == NULL restores the default sink. Not thread-safe: set once, before any thread is started. */
+void dl_log_set(dl_log_fn *fn, void *ud, enum dl_log_level most);
+bool dl_log_wants(enum dl_log_level level);
+
+/* One line, "<what>: <why>", no trailing newline or full stop; control bytes are replaced by '?', so that text
+ * out of a file cannot forge lines or drive a terminal. Any thread. */
+void dl_log(enum dl_log_level level, const char *fmt, ...) DL_PRINTF(2, 3);
+void dl_vlog(enum dl_log_level level, const char *fmt, va_list ap);
+
+/* Logs at ERROR and returns err: `return dl_fail(DL_EFORMAT, "%s: ...", path);` Any thread. */
+int dl_fail(int err, const char *fmt, ...) DL_PRINTF(2, 3);
+
+/* --------------------------------------------------------------------------------------------------- sizes */
+
+/* *out = a * b (a + b); false, with *out untouched, when that does not fit. */
+bool dl_mul_size(size_t a, size_t b, size_t *out);
+bool dl_add_size(size_t a, size_t b, size_t *out);
+bool dl_mul_u64(uint64_t a, uint64_t b, uint64_t *out);
+bool dl_add_u64(uint64_t a, uint64_t b, uint64_t *out);
+
+/* Rounds up to a multiple of `unit` (> 0). The caller knows that it does not overflow. */
+static inline uint64_t dl_round_up(uint64_t n, uint64_t unit) { return (n + unit - 1) / unit * unit; }
+static inline uint64_t dl_div_up(uint64_t n, uint64_t unit) { return (n + unit - 1) / unit; }
+
+/* ------------------------------------------------------------------------------------------------- memory */
+
+/* Zeroed array of n items of `size` bytes. NULL (logged with the size) on overflow or when memory is out.
+ * Free with free(). For sizes that come from input. */
+void *dl_calloc(size_t n, size_t size);
+
+/* Zeroed memory that starts on a multiple of `align` (a power of two >= 64; the size is rounded up to it). Fresh
+ * pages are only touched when used. NULL (logged) when memory is out. Free with dl_free_aligned(), which accepts NULL. */
+void *dl_alloc_aligned(size_t align, size_t size);
+void dl_free_aligned(void *p);
+
+/* Zeroed memory for small, fixed sizes; aborts when memory is out. Free with free(). */
+void *dl_xcalloc(size_t n, size_t size);
+char *dl_xstrdup(const char *s);
+
+/* Makes room for `want` items in an array of `item` bytes each: (*v, *cap) grow by at least half. Returns
+ * DL_ENOMEM (logged) and leaves the array as it was when that fails. */
+int dl_grow(void **v, size_t *cap, size_t want, size_t item);
+
+/* A growable byte string. Zero-initialised is empty; v is NUL-terminated whenever it is not NULL, and may hold NULs
+ * before v[len]. */
+struct dl_str {
+    char *v;
+    size_t len, cap;
+};
+int dl_str_add(struct dl_str *s, const char *bytes, size_t n);
+int dl_str_addz(struct dl_str *s, const char *text);
+int dl_str_addf(struct dl_str *s, const char *fmt, ...) DL_PRINTF(2, 3);
+void dl_str_finish(struct dl_str *s);
+
+/* A growable array of token ids. Zero-initialised is empty. */
+struct dl_tokens {
+    int32_t *v;
+    size_t len, cap;
+};
+int dl_tokens_add(struct dl_tokens *t, int32_t id);
+int dl_tokens_append(struct dl_tokens *t, const int32_t *ids, size_t n);
+void dl_tokens_finish(struct dl_tokens *t);
+
+/* ------------------------------------------------------------------------------------ operating system (os.c) */
+
+/* Nanoseconds on a clock that never goes back. Any thread. */
+uint64_t dl_now_ns(void);
+
+/* A whole file, mapped read-only and private. size > 0. */
+struct dl_map {
+    const uint8_t *data;
+    size_t size;
+};
+
+/* DL_EIO (logged, with the system's reason) when the file cannot be opened, is no regular file, or is empty. */
+int dl_map_open(const char *path, struct dl_map *out);
+void dl_map_close(struct dl_map *map); /* accepts a zeroed map; zeroes it */
+
+/* Hints, without effect on the content: [offset, offset + n) will be read soon / is not needed for a while (the pages
+ * leave resident memory and come back from the file when read). */
+void dl_map_will_need(const struct dl_map *map, size_t offset, size_t n);
+void dl_map_drop(const struct dl_map *map, size_t offset, size_t n);
+
+/* Bytes of physical memory, in all and available without swapping; 0 where unknown. */
+uint64_t dl_mem_total(void);
+uint64_t dl_mem_available(void);
+
+/* Processors this process may use, >= 1. */
+uint32_t dl_cpu_count(void);
+
+#endif

@@ -1,0 +1,119 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * dl/device.h: one compute unit (the CPU pool, one Vulkan GPU) behind a table of functions. cpu/ and shaders/vulkan/
+ * implement the table; the dl_device_* and dl_buf_* functions here are the validating front (engine/base/device.c) that
+ * everyone else calls. A back-end trusts its arguments.
+ *
+ * Threads: all calls come from the one thread that owns the device (the engine thread), except dl_device_host_signal.
+ */
+#ifndef DL_DEVICE_H
+#define DL_DEVICE_H
+
+#include "dl/op.h"
+
+typedef struct dl_device dl_device;
+typedef struct dl_buf dl_buf;
+typedef struct dl_prog dl_prog;
+
+/* How large this batch is, and its INPUT buffer of dl_batch_bytes() bytes. 1 <= n_tokens <= max_tokens, n_out <= max_out. */
+struct dl_run_args {
+    uint32_t n_tokens, n_out;
+    dl_buf *batch;
+};
+
+struct dl_device_fns {
+    /* Waits until the device is idle. All buffers and programs are already destroyed. */
+    void (*destroy)(dl_device *dev);
+
+    int (*buf_create)(dl_device *dev, const struct dl_buf_desc *desc, dl_buf **out); /* zeroed */
+    /* A WEIGHT buffer made of bytes that the caller keeps alive and unchanged until buf_destroy. The device may use them
+     * where they are or copy them. */
+    int (*buf_import)(dl_device *dev, const struct dl_buf_desc *desc, const void *bytes, dl_buf **out);
+    void (*buf_destroy)(dl_device *dev, dl_buf *buf);
+    int (*buf_write)(dl_device *dev, dl_buf *buf, uint64_t offset, const void *bytes, size_t n);
+    int (*buf_read)(dl_device *dev, dl_buf *buf, uint64_t offset, void *bytes, size_t n);
+    void *(*buf_map)(dl_device *dev, dl_buf *buf);
+
+    bool (*supports)(dl_device *dev, const struct dl_op *op);
+    int (*prog_create)(dl_device *dev, const struct dl_op *ops, uint32_t n_ops, dl_buf *const *bufs, uint32_t n_bufs,
+                       dl_prog **out);
+    void (*prog_destroy)(dl_device *dev, dl_prog *prog);
+
+    int (*submit)(dl_device *dev, dl_prog *prog, const struct dl_run_args *args, uint64_t host_wait, uint64_t signal);
+    int (*host_signal)(dl_device *dev, uint64_t value);
+    int (*wait)(dl_device *dev, uint64_t value, uint64_t timeout_ns);
+};
+
+/* The public part, first member of every implementation's struct. */
+struct dl_device {
+    const struct dl_device_fns *fns;
+    char name[128];         /* "cpu (avx2, 2 threads)", "vulkan:0 NVIDIA ..." */
+    char kind[16];          /* "cpu" or "vulkan:N": what --device selects it by */
+    uint64_t mem_total;     /* bytes of memory behind this device, 0 unknown */
+    uint64_t mem_free;      /* at open */
+    uint64_t max_buf_bytes; /* one buffer may not be larger */
+    uint32_t threads;       /* of the CPU pool; 0 for a GPU */
+    uint32_t max_tokens;    /* largest useful batch */
+};
+
+/* The public part of a buffer, first member of every implementation's struct. */
+struct dl_buf {
+    struct dl_buf_desc desc;
+};
+
+/* ------------------------------------------------------------------------------------------------ the front */
+
+/* Blocks until all submitted work is finished. Nulls *dev, accepts &NULL. */
+void dl_device_close(dl_device **dev);
+
+/* `desc->name` is copied or static. DL_ENOMEM / DL_ELIMIT (logged with the size) when it does not fit. */
+int dl_buf_create(dl_device *dev, const struct dl_buf_desc *desc, dl_buf **out);
+int dl_buf_import(dl_device *dev, const struct dl_buf_desc *desc, const void *bytes, dl_buf **out);
+void dl_buf_destroy(dl_device *dev, dl_buf **buf); /* no submitted program uses it any more; nulls, accepts &NULL */
+
+/* Copies; blocks until the bytes may be reused / are there. A WEIGHT buffer is written in whole rows, each once, before
+ * the first program that uses it is submitted; it is not read back. */
+int dl_buf_write(dl_device *dev, dl_buf *buf, uint64_t offset, const void *bytes, size_t n);
+int dl_buf_read(dl_device *dev, dl_buf *buf, uint64_t offset, void *bytes, size_t n);
+
+/* Host address of an INPUT, OUTPUT or WIRE buffer; stable until the buffer is destroyed, NULL for others. The host may touch
+ * it only while no submitted program does: INPUT before submit, OUTPUT after wait, WIRE between the two counters. */
+void *dl_buf_map(dl_device *dev, dl_buf *buf);
+
+/* Whether the device has a kernel for the op. Cheap; asked for the whole plan while loading. */
+bool dl_device_supports(dl_device *dev, const struct dl_op *op);
+
+/* Makes ops into something that can be submitted many times. Slow: compiles or records. bufs[i] is plan buffer i (NULL where
+ * this node does not have it); buffers outlive the program; ops are copied. */
+int dl_prog_create(dl_device *dev, const struct dl_op *ops, uint32_t n_ops, dl_buf *const *bufs, uint32_t n_bufs,
+                   dl_prog **out);
+void dl_prog_destroy(dl_device *dev, dl_prog **prog); /* not in flight; nulls, accepts &NULL */
+
+/* Queues a program: it starts when all earlier ones are finished and the host counter is >= host_wait, and sets the device
+ * counter to `signal` (> every earlier signal) when done. Does not block. At most 64 may be in flight. */
+int dl_device_submit(dl_device *dev, dl_prog *prog, const struct dl_run_args *args, uint64_t host_wait, uint64_t signal);
+
+/* Raises the host counter to `value`; lower values are ignored. Any thread; does not block. */
+int dl_device_host_signal(dl_device *dev, uint64_t value);
+
+/* Blocks until the device counter is >= value. DL_ETIMEDOUT when that takes longer; DL_EDEVICE when the device failed, then
+ * and for ever. timeout_ns == 0 asks without waiting. */
+int dl_device_wait(dl_device *dev, uint64_t value, uint64_t timeout_ns);
+
+/* ------------------------------------------------------------------------------------------- implementations */
+
+struct dl_cpu_opts {
+    uint32_t threads;    /* 0: one per processor that this process may use */
+    const char *isa;     /* "ref", "avx2", ...: the most that may be used; NULL: $DLLAMA_CPU, else the best there is */
+};
+
+/* The CPU as a device. DL_EINVAL for an unknown instruction set, DL_EUNSUP for one that this CPU lacks (logged). */
+int dl_cpu_open(const struct dl_cpu_opts *opts, dl_device **out);
+
+/* What this CPU has that kernels exist for, space-separated, best last ("ref avx2"). Static. */
+const char *dl_cpu_isas(void);
+
+/* Reads memory with all threads of a CPU device for about `ms` milliseconds; bytes per second. */
+double dl_cpu_read_bandwidth(dl_device *dev, uint32_t ms);
+
+#endif
