@@ -47,9 +47,17 @@ struct eng_gguf {
     struct eng_gguf_tensor *tensors;
     size_t n_tensors;
     size_t data_start; /* == size where there are no tensors */
+    const struct eng_gguf_kv **by_key;         /* the entries in byte order of their names: for the lookups below */
+    const struct eng_gguf_tensor **by_name;
 };
 
-/* DL_EFORMAT / DL_ENOMEM, logged with `name` and the byte offset. */
+/* First four bytes of every GGUF file, as a little-endian number. */
+#define ENG_GGUF_MAGIC 0x46554747u
+
+/* DL_EFORMAT, DL_EUNSUP (another version) or DL_ENOMEM, logged with `name` and the byte offset. Refused besides what does not fit
+ * into the file: empty or repeated keys and tensor names, arrays of arrays, tensors of no or more than 4 dimensions or with
+ * more than 2^63 values, an alignment that is no power of two, and lists of so many tiny entries that the tables for them
+ * would need more than twice the file (all that is allocated). */
 int eng_gguf_parse(const uint8_t *bytes, size_t size, const char *name, struct eng_gguf *out);
 void eng_gguf_finish(struct eng_gguf *g); /* accepts a zeroed struct */
 
@@ -66,10 +74,12 @@ bool eng_gguf_str(const struct eng_gguf *g, const char *key, struct eng_span *ou
 
 /* Walks an array of strings: start with *at = 0, each call yields the next one; false at the end. */
 bool eng_gguf_next_str(const struct eng_gguf_kv *kv, size_t *at, struct eng_span *out);
-/* Value i of an array of integers or floats (any width), i < kv->n. */
+/* Value i of a scalar or an array of integers or floats (any width), i < kv->n. What does not fit is clamped; 0 for strings. */
 int64_t eng_gguf_arr_i64(const struct eng_gguf_kv *kv, uint64_t i);
 double eng_gguf_arr_f64(const struct eng_gguf_kv *kv, uint64_t i);
 
 bool eng_span_is(struct eng_span s, const char *text);
+/* For "%.*s": the length as an int, cut to what a message can take. */
+static inline int eng_span_len(struct eng_span s) { return s.n > 160 ? 160 : (int)s.n; }
 
 #endif
