@@ -1,0 +1,24 @@
+#!/bin/sh
+# SPDX-License-Identifier: MIT
+#
+# usage: sh tests/check_headers.sh CC [TOP]
+#
+# Every header compiles alone as C17: none leans on what its includer happened to include before. CC is the C compiler.
+set -u
+cc=$1
+cd "${2:-$(dirname "$0")/..}" || exit 1
+
+bad=0
+n=0
+for header in $(find engine cpu transport shaders cli tests -name '*.h' 2>/dev/null | sort); do
+    n=$((n + 1))
+    printf '#include "%s"\n' "$header" |
+        "$cc" -std=c17 -D_POSIX_C_SOURCE=200809L -D_DEFAULT_SOURCE -Wall -Wextra -Wstrict-prototypes -Werror -fsyntax-only \
+            -I. -Iengine/include -Iengine/base -Iengine/model -Iengine/text -Iengine/run -Icpu -Icli -Itests -x c - || {
+        echo "$header does not compile alone"
+        bad=1
+    }
+done
+echo "check_headers: $n headers"
+[ "$n" -gt 0 ] || bad=1
+exit $bad

@@ -1,0 +1,113 @@
+#!/bin/sh
+# SPDX-License-Identifier: MIT
+#
+# usage: sh tests/run.sh [quick]
+#
+# Installs what is missing (Debian 12+, Ubuntu 22.04+; root or sudo), builds, and runs every test:
+#   release   all tests, with the checks of includes, symbols, headers and style
+#   asan      all tests under AddressSanitizer and UndefinedBehaviorSanitizer
+#   tsan      the tests that use threads (ctest label `threads`) under ThreadSanitizer
+#   fuzz      each fuzz target for FUZZ_SECONDS (default 30), from its corpus
+# `quick` stops after release. Stops at the first failure; the last line on stdout is always "N passed, N failed". Build
+# folders (build/PRESET) are kept and reused. Tests that need data or tools which are not here say so and are listed.
+set -u
+cd "$(dirname "$0")/.." || exit 1
+me=run.sh
+. ./cli/packages.sh
+
+passed=0
+failed=0
+tmp=
+on_exit() {
+    [ -z "$tmp" ] || rm -rf "$tmp"
+    printf '%d passed, %d failed\n' "$passed" "$failed"
+}
+trap on_exit EXIT
+trap 'exit 130' INT TERM
+on_fail() { [ "$failed" -gt 0 ] || failed=1; }
+
+quick=
+case "${1-}" in
+"") ;;
+quick) quick=1 ;;
+*)
+    echo "usage: sh tests/run.sh [quick]" >&2
+    trap - EXIT
+    exit 2
+    ;;
+esac
+
+# Sanitizers of older compilers do not cope with the wide address randomisation of newer kernels.
+steady=
+if setarch "$(uname -m)" -R true 2>/dev/null; then
+    steady="setarch $(uname -m) -R"
+fi
+
+# test_preset NAME WRAPPER [ctest options]: adds to passed and failed, shows which parts were skipped.
+test_preset() {
+    preset=$1
+    wrapper=$2
+    shift 2
+    step "test $preset"
+    log=build/$preset/test.log
+    # shellcheck disable=SC2086
+    $wrapper ctest --test-dir "build/$preset" --output-on-failure --no-tests=error -j "$(build_jobs)" "$@" >"$log" 2>&1
+    status=$?
+    # "97% tests passed, 2 tests failed out of 70"
+    bad=$(sed -n 's/.*tests passed, \([0-9]*\) tests failed out of .*/\1/p' "$log")
+    all=$(sed -n 's/.*tests passed, [0-9]* tests failed out of \([0-9]*\).*/\1/p' "$log")
+    passed=$((passed + ${all:-0} - ${bad:-0}))
+    failed=$((failed + ${bad:-0}))
+    if [ "$status" != 0 ]; then
+        cat "$log" >&2
+        fail "test $preset"
+    fi
+    printf '   %s of %s passed in %s s\n' "$((all - bad))" "$all" "$(sed -n 's/^Total Test time (real) = *\([0-9.]*\).*/\1/p' "$log")"
+    skips=$(grep -aE '^\[  SKIPPED \] [A-Za-z0-9_]+$|^SKIPPED PART: ' "build/$preset/Testing/Temporary/LastTest.log" | sort | uniq -c)
+    [ -z "$skips" ] || printf '   skipped:\n%s\n' "$skips"
+}
+
+# shellcheck disable=SC2086
+need_packages $build_packages libcmocka-dev python3
+build_preset release -DDL_TESTS=ON
+test_preset release ""
+[ -z "$quick" ] || exit 0
+
+build_preset asan
+test_preset asan "$steady" -LE lint
+build_preset tsan
+test_preset tsan "$steady" -L threads
+
+# Fuzzing takes clang and its runtime. Where that lies is for each release to say (libclang-rt-14-dev in Debian 12, part of
+# clang's own packages in Ubuntu 22.04), so the question is whether it links.
+fuzzer_links() {
+    echo 'int LLVMFuzzerTestOneInput(const unsigned char *d, unsigned long n); int LLVMFuzzerTestOneInput(const unsigned char *d, unsigned long n) { return n > 9 ? *d * 0 : 0; }' |
+        clang -x c - -fsanitize=fuzzer,address,undefined -o "$tmp/links" >/dev/null 2>&1
+}
+tmp=$(mktemp -d) || fail "mktemp"
+need_packages clang
+command -v clang >/dev/null 2>&1 || fail "fuzz" "clang is not installed"
+if ! fuzzer_links; then
+    need_packages "libclang-rt-$(clang -dumpversion | cut -d. -f1)-dev"
+    fuzzer_links || fail "link a fuzz target" "clang's sanitizer runtime is missing"
+fi
+build_preset fuzz
+seconds=${FUZZ_SECONDS:-30}
+for source in tests/fuzz/fuzz_*.c; do
+    [ -f "$source" ] || fail "fuzz" "no targets in tests/fuzz"
+    target=$(basename "$source" .c)
+    step "fuzz $target for $seconds s"
+    mkdir -p "$tmp/$target" build/fuzz/found
+    # Findings go to the copy: the corpus in the tree only changes by a commit.
+    for corpus in "tests/fuzz/corpus/$target" "tests/fuzz/corpus/${target#fuzz_}"; do
+        [ ! -d "$corpus" ] || cp -R "$corpus/." "$tmp/$target/"
+    done
+    if ! $steady "build/fuzz/tests/$target" -max_total_time="$seconds" -rss_limit_mb=2048 -timeout=5 -print_final_stats=1 \
+        -artifact_prefix="build/fuzz/found/$target-" "$tmp/$target" >"build/fuzz/$target.log" 2>&1; then
+        tail -n 60 "build/fuzz/$target.log" >&2
+        failed=$((failed + 1))
+        fail "fuzz $target" "the input is in build/fuzz/found, the log is build/fuzz/$target.log"
+    fi
+    printf '   %s inputs\n' "$(sed -n 's/^stat::number_of_executed_units: *//p' "build/fuzz/$target.log")"
+    passed=$((passed + 1))
+done
