@@ -53,7 +53,10 @@ void dl_log_set(dl_log_fn *fn, void *ud, enum dl_log_level most)
     log_most = most;
 }
 
-bool dl_log_wants(enum dl_log_level level) { return level <= log_most; }
+bool dl_log_wants(enum dl_log_level level)
+{
+    return level <= log_most;
+}
 
 void dl_vlog(enum dl_log_level level, const char *fmt, va_list ap)
 {
@@ -182,7 +185,10 @@ int dl_str_add(struct dl_str *s, const char *bytes, size_t n)
     return DL_OK;
 }
 
-int dl_str_addz(struct dl_str *s, const char *text) { return dl_str_add(s, text, strlen(text)); }
+int dl_str_addz(struct dl_str *s, const char *text)
+{
+    return dl_str_add(s, text, strlen(text));
+}
 
 int dl_str_addf(struct dl_str *s, const char *fmt, ...)
 {
@@ -226,7 +232,10 @@ int dl_tokens_append(struct dl_tokens *t, const int32_t *ids, size_t n)
     return DL_OK;
 }
 
-int dl_tokens_add(struct dl_tokens *t, int32_t id) { return dl_tokens_append(t, &id, 1); }
+int dl_tokens_add(struct dl_tokens *t, int32_t id)
+{
+    return dl_tokens_append(t, &id, 1);
+}
 
 void dl_tokens_finish(struct dl_tokens *t)
 {

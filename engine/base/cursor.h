@@ -28,6 +28,9 @@ float eng_read_f32(struct eng_cursor *c, const char *what);
 /* n bytes in place, NULL when they are not all there. */
 const uint8_t *eng_read_bytes(struct eng_cursor *c, uint64_t n, const char *what);
 
-static inline size_t eng_left(const struct eng_cursor *c) { return c->size - c->at; }
+static inline size_t eng_left(const struct eng_cursor *c)
+{
+    return c->size - c->at;
+}
 
 #endif

@@ -4,7 +4,6 @@
  */
 #include "dl/device.h"
 
-
 void dl_device_close(dl_device **dev)
 {
     if (!*dev)
@@ -119,7 +118,10 @@ int dl_device_submit(dl_device *dev, dl_prog *prog, const struct dl_run_args *ar
     return dev->fns->submit(dev, prog, args, host_wait, signal);
 }
 
-int dl_device_host_signal(dl_device *dev, uint64_t value) { return dev->fns->host_signal(dev, value); }
+int dl_device_host_signal(dl_device *dev, uint64_t value)
+{
+    return dev->fns->host_signal(dev, value);
+}
 
 int dl_device_wait(dl_device *dev, uint64_t value, uint64_t timeout_ns)
 {

@@ -12,9 +12,15 @@ static const struct {
 #undef X
 _Static_assert(DL_COUNT_OF(ops) == DL_OP_COUNT, "every opcode has its row");
 
-const char *dl_op_name(enum dl_opcode code) { return (unsigned)code < DL_OP_COUNT ? ops[code].name : "?"; }
+const char *dl_op_name(enum dl_opcode code)
+{
+    return (unsigned)code < DL_OP_COUNT ? ops[code].name : "?";
+}
 
-uint32_t dl_op_n_src(enum dl_opcode code) { return (unsigned)code < DL_OP_COUNT ? ops[code].n_src : 0; }
+uint32_t dl_op_n_src(enum dl_opcode code)
+{
+    return (unsigned)code < DL_OP_COUNT ? ops[code].n_src : 0;
+}
 
 /* Views of one buffer overlap unless their bytes lie apart, or they are different columns of the same rows. */
 static bool views_overlap(const struct dl_view *a, const struct dl_view *b)

@@ -125,7 +125,10 @@ void dl_map_will_need(const struct dl_map *map, size_t offset, size_t n)
     advise(map, offset, n, MADV_WILLNEED, false);
 }
 
-void dl_map_drop(const struct dl_map *map, size_t offset, size_t n) { advise(map, offset, n, MADV_DONTNEED, true); }
+void dl_map_drop(const struct dl_map *map, size_t offset, size_t n)
+{
+    advise(map, offset, n, MADV_DONTNEED, true);
+}
 
 uint64_t dl_mem_total(void)
 {

@@ -66,7 +66,10 @@ uint16_t dl_f32_to_f16(float f)
     return (uint16_t)(sign | (abs - 0x38000000u + 0xfffu + odd) >> 13);
 }
 
-float dl_bf16_to_f32(uint16_t h) { return float_of((uint32_t)h << 16); }
+float dl_bf16_to_f32(uint16_t h)
+{
+    return float_of((uint32_t)h << 16);
+}
 
 uint16_t dl_f32_to_bf16(float f)
 {
@@ -76,7 +79,10 @@ uint16_t dl_f32_to_bf16(float f)
     return (uint16_t)((u + 0x7fffu + (u >> 16 & 1u)) >> 16);
 }
 
-static uint16_t load16(const uint8_t *p) { return (uint16_t)(p[0] | p[1] << 8); }
+static uint16_t load16(const uint8_t *p)
+{
+    return (uint16_t)(p[0] | p[1] << 8);
+}
 
 static void store16(uint8_t *p, uint16_t v)
 {
