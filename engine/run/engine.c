@@ -1,0 +1,308 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * engine/run/engine.c: makes an engine: slices, plans, buffers, weights, programs. Says before loading when it cannot fit.
+ */
+#include "engine.h"
+
+#include <stdlib.h>
+
+#define DEFAULT_CTX 8192u
+#define DEFAULT_BATCH 128u
+#define DEFAULT_OUT 8u
+
+static bool quantised(enum dl_type t)
+{
+    return t == DL_Q40 || t == DL_Q80;
+}
+
+/* FFN columns and head columns are cut at block borders where any cut tensor is quantised. */
+static uint32_t column_unit(const struct dl_model_header *h, const struct dl_tensor_types *types)
+{
+    static const enum dl_tensor_id cut[] = {DL_T_ATTN_OUT, DL_T_FFN_DOWN, DL_T_MOE_DOWN};
+    for (uint32_t l = 0; l < h->n_layers; l++)
+        for (size_t i = 0; i < DL_COUNT_OF(cut); i++)
+            if (quantised(types->layer[(size_t)l * DL_T_COUNT + cut[i]]))
+                return DL_BLOCK;
+    return 4;
+}
+
+/* Bytes of KV cache per position, all layers and devices. */
+static uint64_t kv_bytes_per_pos(const dl_engine *e, enum dl_type type)
+{
+    uint64_t row = 0, heads = 0;
+    (void)dl_row_bytes(type, e->h->head_dim, &row);
+    for (uint32_t d = 0; d < e->n_nodes; d++)
+        heads += e->slices[d].n_kv_heads;
+    return 2 * row * heads * e->h->n_layers;
+}
+
+/* The context: what was asked for, else what the model knows, at most DEFAULT_CTX and half of the memory that is free. */
+static uint32_t pick_ctx(const dl_engine *e, const struct dl_engine_opts *o, uint32_t sessions)
+{
+    if (o->ctx) {
+        if (o->ctx > e->h->max_seq)
+            dl_log(DL_LOG_WARN, "context: %u is more than the %u that the model was made for; answers may degrade",
+                   o->ctx, e->h->max_seq);
+        return o->ctx;
+    }
+    uint32_t ctx = DL_MIN(e->h->max_seq, DEFAULT_CTX);
+    uint64_t budget = dl_mem_available() / 2, per = kv_bytes_per_pos(e, o->kv_type) * sessions;
+    while (ctx > 512 && budget && per && ctx > budget / per)
+        ctx /= 2;
+    return ctx;
+}
+
+static double gib(uint64_t bytes)
+{
+    return (double)bytes / (double)(1u << 30);
+}
+
+/* Refuses with numbers what cannot fit. Weights that stay in the mapping only make the machine slow, so they warn. */
+static int check_memory(const dl_engine *e, uint64_t copied)
+{
+    uint64_t need = 0, avail = dl_mem_available();
+    bool host_only = true;
+    for (uint32_t d = 0; d < e->n_nodes; d++)
+        host_only = host_only && e->nodes[d].dev->threads;
+    if (!avail || !host_only)
+        return DL_OK; /* a GPU answers for its own memory when buffers are made */
+    need = e->info.kv_bytes + e->info.act_bytes + copied;
+    if (need > avail)
+        return dl_fail(
+            DL_ELIMIT,
+            "memory: %s needs %.2f GiB beside its file (KV cache %.2f for a context of %u, activations %.2f, weights "
+            "%.2f), %.2f GiB are free: use a smaller --ctx or --batch",
+            dl_model_name(e->model), gib(need), gib(e->info.kv_bytes), e->ctx, gib(e->info.act_bytes), gib(copied),
+            gib(avail));
+    if (e->info.weight_bytes > avail - need)
+        dl_log(DL_LOG_WARN,
+               "memory: %s has %.2f GiB of weights, %.2f GiB are free: they will be read from disk again and again",
+               dl_model_name(e->model), gib(e->info.weight_bytes), gib(avail - need));
+    return DL_OK;
+}
+
+static int make_plans(dl_engine *e, const struct dl_engine_opts *o)
+{
+    struct dl_tensor_types types;
+    int err = dl_model_types(e->model, &types);
+    if (err)
+        return err;
+    err = dl_slices_make(e->h, column_unit(e->h, &types), o->shares, e->n_nodes, e->slices);
+    if (!err) {
+        uint32_t sessions = o->max_sessions ? o->max_sessions : 1;
+        e->ctx = pick_ctx(e, o, sessions);
+        uint64_t cols = dl_div_up(e->ctx, DL_KV_BLOCK), blocks = cols * sessions;
+        if (e->ctx > DL_MAX_SEQ || blocks > UINT32_MAX / DL_KV_BLOCK / e->h->n_kv_heads)
+            err = dl_fail(DL_ELIMIT, "context: %u positions for %u sessions are too many", e->ctx, sessions);
+        e->shape = (struct dl_batch_shape){.max_tokens = o->max_batch ? o->max_batch : DEFAULT_BATCH,
+                                           .max_out = o->max_out ? o->max_out : DEFAULT_OUT,
+                                           .max_tables = sessions,
+                                           .table_cols = (uint32_t)cols};
+        e->shape.max_out = DL_MIN(e->shape.max_out, e->shape.max_tokens);
+        struct dl_plan_opts po = {e->shape.max_tokens, e->shape.max_out, (uint32_t)blocks, o->kv_type, o->wire};
+        for (uint32_t d = 0; !err && d < e->n_nodes; d++)
+            err = dl_plan_build(e->h, &types, e->slices, d, e->n_nodes, &po, &e->nodes[d].mp);
+        if (!err)
+            err = eng_kv_init(&e->kv, (uint32_t)blocks);
+    }
+    dl_tensor_types_finish(&types);
+    return err;
+}
+
+/* All but the weights: those come with the loading. */
+static int make_buffers(dl_engine *e, struct eng_node *n)
+{
+    const struct dl_plan *p = &n->mp->plan;
+    n->bufs = dl_calloc(p->n_bufs, sizeof(dl_buf *));
+    n->progs = dl_calloc(p->n_steps, sizeof(dl_prog *));
+    n->xfers = dl_calloc(p->n_steps, sizeof *n->xfers);
+    if (!n->bufs || !n->progs || !n->xfers)
+        return DL_ENOMEM;
+    uint32_t words = (uint32_t)(dl_batch_bytes(&e->shape) / sizeof(uint32_t));
+    struct dl_buf_desc batch = {"batch", DL_BUF_INPUT, DL_F32, 1, words, (uint64_t)words * sizeof(uint32_t)};
+    int err = dl_buf_create(n->dev, &batch, &n->batch);
+    for (uint32_t i = 0; !err && i < p->n_bufs; i++)
+        if (p->bufs[i].use != DL_BUF_WEIGHT)
+            err = dl_buf_create(n->dev, &p->bufs[i], &n->bufs[i]);
+    return err;
+}
+
+static int make_programs(struct eng_node *n)
+{
+    const struct dl_plan *p = &n->mp->plan;
+    int err = DL_OK;
+    for (uint32_t i = 0; !err && i < p->n_steps; i++)
+        if (p->steps[i].kind == DL_STEP_RUN)
+            err = dl_prog_create(n->dev, p->ops + p->steps[i].first_op, p->steps[i].n_ops, n->bufs, p->n_bufs,
+                                 &n->progs[i]);
+    return err;
+}
+
+static int make_transports(dl_engine *e)
+{
+    if (e->n_nodes == 1)
+        return DL_OK;
+    dl_transport **t = dl_calloc(e->n_nodes, sizeof(dl_transport *));
+    int err = t ? dl_loopback_open((int)e->n_nodes, NULL, t) : DL_ENOMEM;
+    for (uint32_t d = 0; !err && d < e->n_nodes; d++)
+        e->nodes[d].transport = t[d];
+    free(t);
+    return err;
+}
+
+static void sum_sizes(dl_engine *e)
+{
+    for (uint32_t d = 0; d < e->n_nodes; d++) {
+        const struct dl_plan *p = &e->nodes[d].mp->plan;
+        for (uint32_t i = 0; i < p->n_bufs; i++) {
+            if (p->bufs[i].use == DL_BUF_KV)
+                e->info.kv_bytes += p->bufs[i].bytes;
+            else if (p->bufs[i].use != DL_BUF_WEIGHT)
+                e->info.act_bytes += p->bufs[i].bytes;
+        }
+    }
+    e->info.ctx = e->ctx;
+    e->info.max_batch = e->shape.max_tokens;
+    e->info.max_out = e->shape.max_out;
+    e->info.vocab = e->h->vocab;
+}
+
+static int load(dl_engine *e)
+{
+    uint64_t total = 0, copied = 0, done = 0;
+    int err = DL_OK;
+    for (uint32_t d = 0; !err && d < e->n_nodes; d++) {
+        uint64_t b, c;
+        err = eng_weights_size(e, &e->nodes[d], &b, &c);
+        total += err ? 0 : b;
+        copied += err ? 0 : c;
+    }
+    e->info.weight_bytes = total;
+    if (!err)
+        err = check_memory(e, copied);
+    for (uint32_t d = 0; !err && d < e->n_nodes; d++)
+        err = make_buffers(e, &e->nodes[d]);
+    for (uint32_t d = 0; !err && d < e->n_nodes; d++)
+        err = eng_weights_load(e, &e->nodes[d], &done, total);
+    for (uint32_t d = 0; !err && d < e->n_nodes; d++)
+        err = make_programs(&e->nodes[d]);
+    if (!err && e->progress)
+        e->progress(e->progress_ud, "loading weights", total, total);
+    return err;
+}
+
+/* Rope factors and embedding rows are read by the host. */
+static int find_host_tensors(dl_engine *e)
+{
+    struct dl_tensor t;
+    if (dl_model_tensor(e->model, DL_T_EMBED, 0, &e->embed))
+        return dl_fail(DL_EFORMAT, "%s: has no embedding table", dl_model_name(e->model));
+    if (e->h->rope_scaling != DL_ROPE_SCALE_TABLE)
+        return DL_OK;
+    if (dl_model_tensor(e->model, DL_T_ROPE_FREQS, 0, &t) || t.cols < e->h->n_rot / 2)
+        return dl_fail(DL_EFORMAT, "%s: its rope factors are missing or too few", dl_model_name(e->model));
+    e->rope_factors = dl_calloc(t.cols, sizeof *e->rope_factors);
+    if (!e->rope_factors)
+        return DL_ENOMEM;
+    dl_row_to_f32(t.type, t.data, e->rope_factors, t.cols);
+    return DL_OK;
+}
+
+int dl_engine_create(const struct dl_engine_opts *o, dl_engine **out)
+{
+    *out = NULL;
+    if (!o->model || !o->n_devices || (o->kv_type != DL_F16 && o->kv_type != DL_F32 && o->kv_type != DL_Q80) ||
+        (o->wire != DL_F16 && o->wire != DL_F32 && o->wire != DL_Q80))
+        return dl_fail(DL_EINVAL, "engine: needs a model, devices, and f16, f32 or q80 for the KV cache and the wire");
+    dl_engine *e = dl_calloc(1, sizeof *e);
+    if (!e)
+        return DL_ENOMEM;
+    e->model = o->model;
+    e->h = dl_model_header(o->model);
+    e->progress = o->progress;
+    e->progress_ud = o->progress_ud;
+    e->nodes = dl_calloc(o->n_devices, sizeof *e->nodes);
+    e->slices = dl_calloc(o->n_devices, sizeof *e->slices);
+    int err = e->nodes && e->slices ? DL_OK : DL_ENOMEM;
+    if (!err) {
+        e->n_nodes = o->n_devices;
+        for (uint32_t d = 0; d < e->n_nodes; d++)
+            e->nodes[d].dev = o->devices[d];
+        err = find_host_tensors(e);
+    }
+    if (!err)
+        err = make_plans(e, o);
+    if (!err)
+        err = make_transports(e);
+    if (!err) {
+        sum_sizes(e);
+        err = load(e);
+    }
+    if (!err && e->n_nodes > 1) {
+        e->logits = dl_calloc((size_t)e->shape.max_out * e->h->vocab, sizeof *e->logits);
+        err = e->logits ? DL_OK : DL_ENOMEM;
+    }
+    if (err)
+        dl_engine_destroy(&e);
+    *out = e;
+    return err;
+}
+
+static void node_finish(struct eng_node *n)
+{
+    dl_transport_close(&n->transport);
+    if (n->mp) {
+        for (uint32_t i = 0; n->progs && i < n->mp->plan.n_steps; i++)
+            dl_prog_destroy(n->dev, &n->progs[i]);
+        for (uint32_t i = 0; n->bufs && i < n->mp->plan.n_bufs; i++)
+            dl_buf_destroy(n->dev, &n->bufs[i]);
+    }
+    dl_buf_destroy(n->dev, &n->batch);
+    free(n->progs);
+    free(n->xfers);
+    free((void *)n->bufs);
+    dl_plan_destroy(&n->mp);
+}
+
+void dl_engine_destroy(dl_engine **engine)
+{
+    dl_engine *e = *engine;
+    if (!e)
+        return;
+    for (uint32_t d = 0; d < e->n_nodes; d++)
+        node_finish(&e->nodes[d]);
+    eng_kv_finish(&e->kv);
+    free(e->nodes);
+    free(e->slices);
+    free(e->rope_factors);
+    free(e->logits);
+    free(e);
+    *engine = NULL;
+}
+
+void dl_engine_info(const dl_engine *e, struct dl_engine_info *out)
+{
+    *out = e->info;
+}
+
+void dl_engine_stats(const dl_engine *e, struct dl_engine_stats *out)
+{
+    *out = e->stats;
+    if (e->nodes[0].transport) {
+        struct dl_transport_stats t;
+        dl_transport_stats(e->nodes[0].transport, &t);
+        out->sent_bytes = t.sent_bytes - e->stats.sent_bytes;
+        out->received_bytes = t.received_bytes - e->stats.received_bytes;
+    }
+}
+
+void dl_engine_stats_reset(dl_engine *e)
+{
+    e->stats = (struct dl_engine_stats){0};
+    if (e->nodes[0].transport) { /* what the link has carried so far is not counted again */
+        struct dl_transport_stats t;
+        dl_transport_stats(e->nodes[0].transport, &t);
+        e->stats.sent_bytes = t.sent_bytes;
+        e->stats.received_bytes = t.received_bytes;
+    }
+}

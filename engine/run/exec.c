@@ -1,0 +1,145 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * engine/run/exec.c: runs a plan. A RUN is submitted as soon as the exchange before it is on its way, so that the device starts
+ * the moment the data is there; the schedule itself is data (dl/op.h).
+ */
+#include "engine.h"
+
+/* On a thread of the transport's. */
+static void exchanged(void *ud, int status)
+{
+    struct eng_xfer *x = ud;
+    x->status = status;
+    x->finished_ns = dl_now_ns();
+    /* Also after a failure: what was submitted must run out before the engine can report it. */
+    (void)dl_device_host_signal(x->node->dev, x->host_value);
+}
+
+static int start(struct eng_node *n, uint32_t at, uint32_t n_tokens, uint32_t n_out)
+{
+    const struct dl_step *s = &n->mp->plan.steps[at];
+    struct eng_xfer *x = &n->xfers[at];
+    static const enum dl_xfer_kind kinds[DL_COLL_COUNT] = {[DL_COLL_ALL_GATHER] = DL_XFER_ALL_GATHER,
+                                                           [DL_COLL_BROADCAST] = DL_XFER_BROADCAST,
+                                                           [DL_COLL_GATHER_ROOT] = DL_XFER_GATHER_ROOT};
+    uint8_t *base = dl_buf_map(n->dev, n->bufs[s->view.buf]);
+    uint64_t rows = s->count == DL_COUNT_OUT ? n_out : n_tokens;
+    struct dl_xfer xfer = {kinds[s->coll], base + s->view.offset, (size_t)(rows * s->view.row_bytes),
+                           (size_t)s->slice_bytes};
+    *x = (struct eng_xfer){.node = n, .host_value = n->host_base + s->signal, .started_ns = dl_now_ns()};
+    int err = dl_transport_start(n->transport, &xfer, exchanged, x);
+    if (err)
+        exchanged(x, err);
+    return err;
+}
+
+/* Submits the node's RUN steps up to and including step `last`. */
+static int submit_until(struct eng_node *n, uint32_t last, const struct dl_run_args *args)
+{
+    const struct dl_plan *p = &n->mp->plan;
+    int err = DL_OK;
+    for (; !err && n->next_submit <= last && n->next_submit < p->n_steps; n->next_submit++) {
+        const struct dl_step *s = &p->steps[n->next_submit];
+        if (s->kind == DL_STEP_RUN)
+            err = dl_device_submit(n->dev, n->progs[n->next_submit], args, n->host_base + s->wait,
+                                   n->device_base + s->signal);
+    }
+    return err;
+}
+
+/* Highest signal of a kind among the first `end` steps. */
+static uint64_t last_signal(const struct dl_plan *p, enum dl_step_kind kind, uint32_t end)
+{
+    uint64_t v = 0;
+    for (uint32_t i = 0; i < end; i++)
+        if (p->steps[i].kind == kind)
+            v = p->steps[i].signal;
+    return v;
+}
+
+static int wait_for(dl_engine *e, struct eng_node *n, uint64_t value)
+{
+    uint64_t t0 = dl_now_ns();
+    int err = dl_device_wait(n->dev, n->device_base + value, UINT64_MAX);
+    if (n == e->nodes)
+        e->stats.compute_ns += dl_now_ns() - t0;
+    return err;
+}
+
+/* Lets everything that was submitted run out, whatever it computes, so that buffers and counters are at rest. */
+static void drain(struct eng_node *n)
+{
+    const struct dl_plan *p = &n->mp->plan;
+    (void)dl_device_host_signal(n->dev, n->host_base + last_signal(p, DL_STEP_EXCHANGE, p->n_steps));
+    (void)dl_device_wait(n->dev, n->device_base + last_signal(p, DL_STEP_RUN, n->next_submit), UINT64_MAX);
+}
+
+static int run_steps(dl_engine *e, uint32_t n_tokens, uint32_t n_out)
+{
+    const uint32_t n_steps = e->nodes[0].mp->plan.n_steps; /* the same steps on every node */
+    for (uint32_t i = 0; i < n_steps; i++)
+        for (uint32_t d = 0; d < e->n_nodes; d++) {
+            struct eng_node *n = &e->nodes[d];
+            const struct dl_step *s = &n->mp->plan.steps[i];
+            struct dl_run_args args = {n_tokens, n_out, n->batch};
+            int err = submit_until(n, s->kind == DL_STEP_EXCHANGE ? i + 1 : i, &args);
+            if (!err && s->kind == DL_STEP_EXCHANGE) {
+                err = wait_for(e, n, s->wait);
+                if (!err)
+                    err = start(n, i, n_tokens, n_out);
+            }
+            if (err)
+                return err;
+        }
+    for (uint32_t d = 0; d < e->n_nodes; d++) {
+        const struct dl_plan *p = &e->nodes[d].mp->plan;
+        int err = wait_for(e, &e->nodes[d], last_signal(p, DL_STEP_RUN, p->n_steps));
+        if (err)
+            return err;
+    }
+    return DL_OK;
+}
+
+/* After a batch: did every exchange work, and how long did the first node's take? */
+static int settle(dl_engine *e)
+{
+    int err = DL_OK;
+    for (uint32_t d = 0; d < e->n_nodes; d++) {
+        struct eng_node *n = &e->nodes[d];
+        for (uint32_t i = 0; i < n->mp->plan.n_steps; i++) {
+            const struct eng_xfer *x = &n->xfers[i];
+            if (n->mp->plan.steps[i].kind != DL_STEP_EXCHANGE)
+                continue;
+            if (x->status && !err)
+                err = dl_fail(x->status, "node %u: exchange %u: %s", d, i, dl_err_text(x->status));
+            if (d == 0)
+                e->stats.exchange_ns += x->finished_ns - x->started_ns;
+        }
+    }
+    return err;
+}
+
+int eng_exec(dl_engine *e, uint32_t n_tokens, uint32_t n_out)
+{
+    uint64_t t0 = dl_now_ns(), busy0 = e->stats.compute_ns + e->stats.exchange_ns;
+    for (uint32_t d = 0; d < e->n_nodes; d++)
+        e->nodes[d].next_submit = 0;
+    int err = run_steps(e, n_tokens, n_out);
+    if (err)
+        for (uint32_t d = 0; d < e->n_nodes; d++)
+            drain(&e->nodes[d]);
+    else
+        err = settle(e);
+    for (uint32_t d = 0; d < e->n_nodes; d++) {
+        const struct dl_plan *p = &e->nodes[d].mp->plan;
+        e->nodes[d].device_base += last_signal(p, DL_STEP_RUN, p->n_steps);
+        e->nodes[d].host_base += last_signal(p, DL_STEP_EXCHANGE, p->n_steps);
+    }
+    uint64_t wall = dl_now_ns() - t0, busy = e->stats.compute_ns + e->stats.exchange_ns - busy0;
+    e->stats.idle_ns += wall > busy ? wall - busy : 0;
+    e->stats.steps++;
+    e->stats.tokens += n_tokens;
+    if (err)
+        e->failed = err;
+    return err;
+}
