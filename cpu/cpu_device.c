@@ -1,0 +1,399 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * cpu/cpu_device.c: the CPU as a device (dl/device.h). One driver thread takes submissions in order, waits for the host
+ * counter, runs the program with the pool (of which it is thread 0) and raises the device counter. The engine thread
+ * never computes.
+ *
+ * Atomics. `tail` is written by the submitting thread, `head` and `device` by the driver, `host` by any thread. All are
+ * seq_cst where a gate may sleep on them (gate.h says why). They also carry the data: `tail` a submission and the batch the
+ * host wrote before it, `host` what the transport put into wire buffers, `device` everything the program wrote.
+ */
+#include <stdatomic.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "dl/device.h"
+#include "features.h"
+#include "gate.h"
+#include "pool.h"
+#include "program.h"
+
+#define MAX_IN_FLIGHT 64u
+#define MAX_THREADS 512u
+#define SPIN_NS 100000u /* longer than the gaps inside a batch, shorter than anyone notices */
+
+struct submission {
+    struct cpu_program *prog;
+    const uint8_t *batch;
+    uint32_t n_tokens, n_out;
+    uint64_t host_wait, signal;
+};
+
+struct device {
+    dl_device pub;
+    unsigned isa;
+    uint64_t waiter_spin_ns;
+    struct cpu_pool *pool;
+    struct cpu_gate driver_gate, waiter_gate;
+    pthread_t driver;
+    uint64_t driver_spin_ns;
+    uint64_t last_signal; /* the submitting thread's */
+    uint64_t wait_value;  /* the waiting thread's */
+    struct submission ring[MAX_IN_FLIGHT];
+    _Alignas(64) atomic_uint_fast64_t tail; /* submissions so far */
+    _Alignas(64) atomic_uint_fast64_t head; /* of them finished */
+    _Alignas(64) atomic_uint_fast64_t device;
+    _Alignas(64) atomic_uint_fast64_t host;
+    atomic_bool stop;
+};
+
+struct buf {
+    dl_buf pub;
+    uint8_t *data;
+    bool imported; /* data is the caller's: read-only */
+    char name[64];
+};
+
+static struct device *device_of(dl_device *dev)
+{
+    return (struct device *)(void *)dev;
+}
+static struct buf *buf_of(dl_buf *buf)
+{
+    return (struct buf *)(void *)buf;
+}
+
+/* ----------------------------------------------------------------------------------------------- the driver */
+
+static bool queued(void *ud)
+{
+    struct device *d = ud;
+    return atomic_load_explicit(&d->tail, memory_order_seq_cst) !=
+               atomic_load_explicit(&d->head, memory_order_relaxed) ||
+           atomic_load_explicit(&d->stop, memory_order_seq_cst);
+}
+
+static bool host_reached(void *ud)
+{
+    struct device *d = ud;
+    const struct submission *s = &d->ring[atomic_load_explicit(&d->head, memory_order_relaxed) % MAX_IN_FLIGHT];
+    return atomic_load_explicit(&d->host, memory_order_seq_cst) >= s->host_wait ||
+           atomic_load_explicit(&d->stop, memory_order_seq_cst);
+}
+
+static void *driver_main(void *ud)
+{
+    struct device *d = ud;
+    for (;;) {
+        cpu_gate_wait(&d->driver_gate, queued, d, d->driver_spin_ns, UINT64_MAX);
+        uint64_t head = atomic_load_explicit(&d->head, memory_order_relaxed);
+        if (atomic_load_explicit(&d->tail, memory_order_seq_cst) == head)
+            return NULL; /* stopped, and nothing is left */
+        cpu_gate_wait(&d->driver_gate, host_reached, d, d->driver_spin_ns, UINT64_MAX);
+        const struct submission *s = &d->ring[head % MAX_IN_FLIGHT];
+        if (atomic_load_explicit(&d->host, memory_order_seq_cst) < s->host_wait)
+            return NULL; /* the device is being closed: nobody will raise the counter any more */
+        cpu_program_run(s->prog, d->pool, d->pub.threads, s->n_tokens, s->n_out, s->batch);
+        /* First the slot, then the counter: who has seen the counter may submit again. */
+        uint64_t signal = s->signal;
+        atomic_store_explicit(&d->head, head + 1, memory_order_release);
+        atomic_store_explicit(&d->device, signal, memory_order_seq_cst);
+        cpu_gate_wake(&d->waiter_gate);
+    }
+}
+
+static int dev_submit(dl_device *dev, dl_prog *prog, const struct dl_run_args *args, uint64_t host_wait,
+                      uint64_t signal)
+{
+    struct device *d = device_of(dev);
+    struct cpu_program *p = (struct cpu_program *)(void *)prog;
+    int err = cpu_program_fits(p, args);
+    if (err)
+        return err;
+    if (signal <= d->last_signal)
+        return dl_fail(DL_EINVAL, "cpu: signal %llu after %llu: the counter only grows", (unsigned long long)signal,
+                       (unsigned long long)d->last_signal);
+    uint64_t tail = atomic_load_explicit(&d->tail, memory_order_relaxed);
+    if (tail - atomic_load_explicit(&d->head, memory_order_acquire) >= MAX_IN_FLIGHT)
+        return dl_fail(DL_ELIMIT, "cpu: more than %u submissions in flight", MAX_IN_FLIGHT);
+    d->ring[tail % MAX_IN_FLIGHT] = (struct submission){.prog = p,
+                                                        .batch = buf_of(args->batch)->data,
+                                                        .n_tokens = args->n_tokens,
+                                                        .n_out = args->n_out,
+                                                        .host_wait = host_wait,
+                                                        .signal = signal};
+    d->last_signal = signal;
+    atomic_store_explicit(&d->tail, tail + 1, memory_order_seq_cst);
+    cpu_gate_wake(&d->driver_gate);
+    return DL_OK;
+}
+
+static int dev_host_signal(dl_device *dev, uint64_t value)
+{
+    struct device *d = device_of(dev);
+    uint_fast64_t now = atomic_load_explicit(&d->host, memory_order_relaxed);
+    while (now < value)
+        if (atomic_compare_exchange_weak_explicit(&d->host, &now, value, memory_order_seq_cst, memory_order_relaxed)) {
+            cpu_gate_wake(&d->driver_gate);
+            break;
+        }
+    return DL_OK;
+}
+
+static bool device_reached(void *ud)
+{
+    struct device *d = ud;
+    return atomic_load_explicit(&d->device, memory_order_seq_cst) >= d->wait_value;
+}
+
+/* A time-out is an answer, not a failure: it is not logged. */
+static int dev_wait(dl_device *dev, uint64_t value, uint64_t timeout_ns)
+{
+    struct device *d = device_of(dev);
+    d->wait_value = value;
+    if (!timeout_ns)
+        return device_reached(d) ? DL_OK : DL_ETIMEDOUT;
+    uint64_t deadline = dl_now_ns();
+    if (!dl_add_u64(deadline, timeout_ns, &deadline))
+        deadline = UINT64_MAX;
+    return cpu_gate_wait(&d->waiter_gate, device_reached, d, d->waiter_spin_ns, deadline) ? DL_OK : DL_ETIMEDOUT;
+}
+
+/* -------------------------------------------------------------------------------------- buffers and programs */
+
+static struct buf *buf_new(const struct dl_buf_desc *desc)
+{
+    struct buf *b = dl_calloc(1, sizeof *b);
+    if (!b)
+        return NULL;
+    snprintf(b->name, sizeof b->name, "%s", desc->name);
+    b->pub.desc = *desc;
+    b->pub.desc.name = b->name;
+    return b;
+}
+
+static int dev_buf_create(dl_device *dev, const struct dl_buf_desc *desc, dl_buf **out)
+{
+    struct buf *b = buf_new(desc);
+    if (!b)
+        return DL_ENOMEM;
+    b->data = desc->bytes <= SIZE_MAX / 2 ? dl_alloc_aligned(64, (size_t)desc->bytes) : NULL;
+    if (!b->data) {
+        free(b);
+        return dl_fail(DL_ENOMEM, "%s: buffer %s of %llu bytes does not fit into memory", dev->name, desc->name,
+                       (unsigned long long)desc->bytes);
+    }
+    *out = &b->pub;
+    return DL_OK;
+}
+
+static int dev_buf_import(dl_device *dev, const struct dl_buf_desc *desc, const void *bytes, dl_buf **out)
+{
+    (void)dev;
+    struct buf *b = buf_new(desc);
+    if (!b)
+        return DL_ENOMEM;
+    b->data = (uint8_t *)(uintptr_t)bytes;
+    b->imported = true;
+    *out = &b->pub;
+    return DL_OK;
+}
+
+static void dev_buf_destroy(dl_device *dev, dl_buf *buf)
+{
+    (void)dev;
+    struct buf *b = buf_of(buf);
+    if (!b->imported)
+        dl_free_aligned(b->data);
+    free(b);
+}
+
+static int dev_buf_write(dl_device *dev, dl_buf *buf, uint64_t offset, const void *bytes, size_t n)
+{
+    struct buf *b = buf_of(buf);
+    if (b->imported)
+        return dl_fail(DL_EINVAL, "%s: buffer %s was imported and is read-only", dev->name, b->name);
+    memcpy(b->data + offset, bytes, n);
+    return DL_OK;
+}
+
+static int dev_buf_read(dl_device *dev, dl_buf *buf, uint64_t offset, void *bytes, size_t n)
+{
+    (void)dev;
+    memcpy(bytes, buf_of(buf)->data + offset, n);
+    return DL_OK;
+}
+
+static void *dev_buf_map(dl_device *dev, dl_buf *buf)
+{
+    (void)dev;
+    return buf_of(buf)->data;
+}
+
+static bool dev_supports(dl_device *dev, const struct dl_op *op)
+{
+    return cpu_pick(op, device_of(dev)->isa) != NULL;
+}
+
+static int dev_prog_create(dl_device *dev, const struct dl_op *ops, uint32_t n_ops, dl_buf *const *bufs,
+                           uint32_t n_bufs, dl_prog **out)
+{
+    for (uint32_t i = 0; i < n_ops; i++)
+        if (ops[i].dst.buf == DL_NO_BUF || buf_of(bufs[ops[i].dst.buf])->imported)
+            return dl_fail(DL_EINVAL, "%s: op %s has no buffer that it may write", dev->name, ops[i].name);
+    uint8_t **base = dl_calloc(n_bufs, sizeof *base);
+    if (!base)
+        return DL_ENOMEM;
+    for (uint32_t i = 0; i < n_bufs; i++)
+        base[i] = bufs[i] ? buf_of(bufs[i])->data : NULL;
+    struct cpu_program *p = NULL;
+    int err = cpu_program_create(ops, n_ops, base, device_of(dev)->isa, &p);
+    free(base);
+    *out = (dl_prog *)(void *)p;
+    return err;
+}
+
+static void dev_prog_destroy(dl_device *dev, dl_prog *prog)
+{
+    (void)dev;
+    cpu_program_destroy((struct cpu_program *)(void *)prog);
+}
+
+/* ------------------------------------------------------------------------------------------ open and close */
+
+static void dev_destroy(dl_device *dev)
+{
+    struct device *d = device_of(dev);
+    atomic_store_explicit(&d->stop, true, memory_order_seq_cst);
+    cpu_gate_wake(&d->driver_gate);
+    pthread_join(d->driver, NULL);
+    cpu_pool_destroy(&d->pool);
+    cpu_gate_finish(&d->driver_gate);
+    cpu_gate_finish(&d->waiter_gate);
+    dl_free_aligned(d);
+}
+
+static const struct dl_device_fns fns = {
+    .destroy = dev_destroy,
+    .buf_create = dev_buf_create,
+    .buf_import = dev_buf_import,
+    .buf_destroy = dev_buf_destroy,
+    .buf_write = dev_buf_write,
+    .buf_read = dev_buf_read,
+    .buf_map = dev_buf_map,
+    .supports = dev_supports,
+    .prog_create = dev_prog_create,
+    .prog_destroy = dev_prog_destroy,
+    .submit = dev_submit,
+    .host_signal = dev_host_signal,
+    .wait = dev_wait,
+};
+
+int dl_cpu_open(const struct dl_cpu_opts *opts, dl_device **out)
+{
+    *out = NULL;
+    unsigned isa;
+    int err = cpu_isa_choose(opts->isa ? opts->isa : getenv("DLLAMA_CPU"), &isa);
+    if (err)
+        return err;
+    uint32_t processors = dl_cpu_count(), threads = opts->threads ? opts->threads : DL_MIN(processors, MAX_THREADS);
+    if (threads > MAX_THREADS)
+        return dl_fail(DL_EINVAL, "cpu: %u threads: at most %u make sense", threads, MAX_THREADS);
+    struct device *d = dl_alloc_aligned(64, sizeof *d);
+    if (!d)
+        return DL_ENOMEM;
+    /* Spinning only helps on a processor that nobody else needs. */
+    uint64_t spin_ns = threads <= processors ? SPIN_NS : 0;
+    d->driver_spin_ns = spin_ns;
+    d->waiter_spin_ns = threads < processors ? SPIN_NS : 0;
+    d->isa = isa;
+    d->pub = (dl_device){.fns = &fns,
+                         .kind = "cpu",
+                         .mem_total = dl_mem_total(),
+                         .mem_free = dl_mem_available(),
+                         .max_buf_bytes = SIZE_MAX / 2,
+                         .threads = threads,
+                         .max_tokens = 512};
+    snprintf(d->pub.name, sizeof d->pub.name, "cpu (%s, %u thread%s)", cpu_isa_best(isa), threads,
+             threads == 1 ? "" : "s");
+    int gates = 0;
+    err = cpu_gate_init(&d->driver_gate);
+    if (!err) {
+        gates = 1;
+        err = cpu_gate_init(&d->waiter_gate);
+    }
+    if (!err) {
+        gates = 2;
+        err = cpu_pool_create(threads, spin_ns, &d->pool);
+    }
+    if (!err) {
+        int e = cpu_thread_start(&d->driver, driver_main, d);
+        if (e)
+            err = dl_fail(DL_EDEVICE, "cpu: cannot start a thread: %s", strerror(e));
+    }
+    if (!err) {
+        *out = &d->pub;
+        return DL_OK;
+    }
+    cpu_pool_destroy(&d->pool);
+    if (gates > 0)
+        cpu_gate_finish(&d->driver_gate);
+    if (gates > 1)
+        cpu_gate_finish(&d->waiter_gate);
+    dl_free_aligned(d);
+    return err;
+}
+
+/* ------------------------------------------------------------------------------------------------ bandwidth */
+
+#define READ_CHUNK ((size_t)1 << 20)
+
+struct stream {
+    uint8_t *bytes;
+    atomic_uint_fast64_t sum; /* so that the reads cannot be left out */
+};
+
+static void stream_fill(void *ud, uint32_t chunk)
+{
+    struct stream *s = ud;
+    memset(s->bytes + chunk * READ_CHUNK, (int)(chunk & 0x7f) + 1, READ_CHUNK);
+}
+
+static void stream_read(void *ud, uint32_t chunk)
+{
+    struct stream *s = ud;
+    const uint64_t *v = (const uint64_t *)(void *)(s->bytes + chunk * READ_CHUNK);
+    uint64_t sum[8] = {0};
+    for (size_t i = 0; i < READ_CHUNK / sizeof *v; i += 8)
+        for (size_t j = 0; j < 8; j++)
+            sum[j] += v[i + j];
+    uint64_t all = 0;
+    for (size_t j = 0; j < 8; j++)
+        all ^= sum[j];
+    atomic_fetch_add_explicit(&s->sum, all, memory_order_relaxed);
+}
+
+/* The caller stands in for the driver, which leaves the pool alone while nothing is queued. */
+double dl_cpu_read_bandwidth(dl_device *dev, uint32_t ms)
+{
+    struct device *d = device_of(dev);
+    if (dev->fns != &fns ||
+        atomic_load_explicit(&d->tail, memory_order_relaxed) != atomic_load_explicit(&d->head, memory_order_acquire)) {
+        dl_fail(DL_EINVAL, "%s: bandwidth is measured on an idle CPU device", dev->name);
+        return 0;
+    }
+    uint32_t n_chunks = (uint32_t)DL_MIN((uint64_t)dev->threads * 64, 512);
+    struct stream s = {.bytes = dl_alloc_aligned(4096, n_chunks * READ_CHUNK)};
+    if (!s.bytes)
+        return 0;
+    cpu_pool_run(d->pool, stream_fill, &s, n_chunks);
+    uint64_t start = dl_now_ns(), limit = (uint64_t)ms * 1000000u, spent, bytes = 0;
+    do {
+        cpu_pool_run(d->pool, stream_read, &s, n_chunks);
+        bytes += n_chunks * READ_CHUNK;
+        spent = dl_now_ns() - start;
+    } while (spent < limit);
+    dl_free_aligned(s.bytes);
+    return spent ? (double)bytes * 1e9 / (double)spent : 0;
+}

@@ -1,0 +1,19 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * cpu/features.h: which instruction sets there are kernels for, which of them this CPU and system can run, and which are
+ * allowed.
+ */
+#ifndef CPU_FEATURES_H
+#define CPU_FEATURES_H
+
+/* In ascending order: a higher one includes the lower ones. */
+enum { CPU_ISA_REF = 1, CPU_ISA_AVX2 = 2 };
+
+unsigned cpu_isa_detect(void); /* bits; asks the CPU each time */
+
+/* *mask = what may be used when `name` is the most that is allowed; NULL or "" allows all there is.
+ * DL_EINVAL for an unknown name, DL_EUNSUP for one that cannot run here (both logged). */
+int cpu_isa_choose(const char *name, unsigned *mask);
+const char *cpu_isa_best(unsigned mask); /* name of the highest one */
+
+#endif

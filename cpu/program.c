@@ -1,0 +1,209 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * cpu/program.c: see program.h. A stage is a run of ops none of which conflicts with another: their units form one parallel
+ * region with one barrier behind it, so that wq, wk and wv share the threads instead of queueing for them. Which
+ * thread runs a unit never shows in its result (kernels.h), so the cut into chunks is free to follow the load.
+ */
+#include "program.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+#include "features.h"
+
+#define MAX_STAGE_OPS 1024u  /* keeps chunks below CPU_POOL_MAX_CHUNKS */
+#define ALONE_NS 4000u       /* about what it costs to hand work over and to wait for the others */
+#define CHUNK_NS 2000u       /* the smallest chunk worth a claim */
+#define CHUNKS_PER_THREAD 8u /* enough to even out what the estimate or another process gets wrong */
+
+struct prepared {
+    struct cpu_task task; /* .op points into cpu_program.ops */
+    cpu_kernel *kernel;
+    uint32_t slowness;               /* of the kernel, for the estimate */
+    uint32_t units, chunks, chunk_0; /* of the running batch; the op's chunks are [chunk_0, chunk_0 + chunks) */
+    uint64_t cost_ns;
+};
+
+struct stage {
+    uint32_t first, n;
+};
+
+struct cpu_program {
+    uint32_t n_ops, n_stages;
+    uint32_t max_tokens, max_out;
+    struct dl_op *ops;
+    struct prepared *prepared;
+    struct stage *stages;
+};
+
+cpu_kernel *cpu_pick(const struct dl_op *op, unsigned isa)
+{
+    cpu_kernel *kernel = NULL;
+#ifdef CPU_HAVE_AVX2
+    if (isa & CPU_ISA_AVX2)
+        kernel = cpu_avx2_pick(op);
+#endif
+    return kernel || !(isa & CPU_ISA_REF) ? kernel : cpu_ref_pick(op);
+}
+
+static uint8_t *address(const struct dl_view *v, uint8_t *const *base)
+{
+    return v->buf == DL_NO_BUF || !base[v->buf] ? NULL : base[v->buf] + v->offset;
+}
+
+static bool joins(const struct cpu_program *p, const struct stage *s, const struct dl_op *op)
+{
+    for (uint32_t i = 0; i < s->n; i++)
+        if (dl_op_conflict(&p->ops[s->first + i], op))
+            return false;
+    return s->n && s->n < MAX_STAGE_OPS;
+}
+
+int cpu_program_create(const struct dl_op *ops, uint32_t n_ops, uint8_t *const *base, unsigned isa,
+                       struct cpu_program **out)
+{
+    *out = NULL;
+    struct cpu_program *p = dl_calloc(1, sizeof *p);
+    if (!p)
+        return DL_ENOMEM;
+    p->ops = dl_calloc(n_ops, sizeof *p->ops);
+    p->prepared = dl_calloc(n_ops, sizeof *p->prepared);
+    p->stages = dl_calloc((size_t)n_ops + 1, sizeof *p->stages);
+    if (!p->ops || !p->prepared || !p->stages) {
+        cpu_program_destroy(p);
+        return DL_ENOMEM;
+    }
+    p->n_ops = n_ops;
+    p->max_tokens = p->max_out = UINT32_MAX;
+    struct stage *s = p->stages;
+    for (uint32_t i = 0; i < n_ops; i++) {
+        struct dl_op *op = &p->ops[i];
+        *op = ops[i];
+        op->name = NULL; /* the plan's, which need not live as long */
+        struct prepared *q = &p->prepared[i];
+        q->kernel = cpu_pick(op, isa);
+        q->slowness = q->kernel == cpu_ref_pick(op) ? 16 : 1;
+        q->task.op = op;
+        q->task.dst = address(&op->dst, base);
+        for (uint32_t j = 0; j < 3; j++)
+            q->task.src[j] = address(&op->src[j], base);
+        /* The rows of a KV view are the cache's, not the batch's. */
+        uint32_t rows = (op->code == DL_OP_KV_STORE ? op->src[0].rows : op->dst.rows) / DL_MAX(op->mult, 1u);
+        uint32_t *most = op->count == DL_COUNT_OUT ? &p->max_out : &p->max_tokens;
+        *most = DL_MIN(*most, rows);
+        if (!joins(p, s, op)) {
+            s += s->n != 0;
+            s->first = i;
+        }
+        s->n++;
+    }
+    p->n_stages = n_ops ? (uint32_t)(s - p->stages) + 1 : 0;
+    *out = p;
+    return DL_OK;
+}
+
+void cpu_program_destroy(struct cpu_program *p)
+{
+    if (!p)
+        return;
+    free(p->ops);
+    free(p->prepared);
+    free(p->stages);
+    free(p);
+}
+
+int cpu_program_fits(const struct cpu_program *p, const struct dl_run_args *args)
+{
+    if (args->n_tokens > p->max_tokens || args->n_out > p->max_out)
+        return dl_fail(DL_EINVAL, "cpu: a batch of %u tokens and %u outputs, the program takes %u and %u",
+                       args->n_tokens, args->n_out, p->max_tokens, p->max_out);
+    return DL_OK;
+}
+
+/* Roughly how long one fast thread needs; only to choose between one thread and all, and the size of chunks. */
+static uint64_t estimate_ns(const struct prepared *q)
+{
+    const struct dl_op *op = q->task.op;
+    uint64_t n = q->task.n, cols = op->dst.cols;
+    switch (op->code) {
+    case DL_OP_MATMUL: /* the weights come from memory once, then n times from the cache */
+        return (n + 2) * cols * op->src[0].cols / 32;
+    case DL_OP_MOE_MATMUL:
+        return n * cols * op->src[0].cols / 10;
+    case DL_OP_ATTENTION: {
+        uint64_t positions = 0;
+        for (uint32_t t = 0; t < q->task.n; t++)
+            positions += (uint64_t)q->task.rows[t].pos + 1;
+        return positions * cols / 4;
+    }
+    case DL_OP_MOE_ROUTE:
+        return n * op->u.moe.n_experts * (op->u.moe.k + 4);
+    case DL_OP_KV_STORE:
+        return n * op->src[0].cols;
+    case DL_OP_MERGE:
+        return n * cols * (op->u.merge.n_slices + 1) / 4;
+    case DL_OP_MOE_SUM:
+        return n * cols * op->src[1].cols / 8;
+    default:
+        return n * cols / 2;
+    }
+}
+
+struct region {
+    struct prepared *first;
+    uint32_t n;
+};
+
+static void run_chunk(void *ud, uint32_t chunk)
+{
+    const struct region *r = ud;
+    const struct prepared *q = r->first;
+    while (chunk - q->chunk_0 >= q->chunks)
+        q++;
+    uint64_t i = chunk - q->chunk_0;
+    q->kernel(&q->task, (uint32_t)(q->units * i / q->chunks), (uint32_t)(q->units * (i + 1) / q->chunks));
+}
+
+static void run_stage(struct region r, uint64_t cost_ns, struct cpu_pool *pool, uint32_t n_threads)
+{
+    if (n_threads == 1 || cost_ns < ALONE_NS) {
+        for (uint32_t i = 0; i < r.n; i++)
+            if (r.first[i].units)
+                r.first[i].kernel(&r.first[i].task, 0, r.first[i].units);
+        return;
+    }
+    uint64_t per_chunk = DL_MAX(cost_ns / ((uint64_t)n_threads * CHUNKS_PER_THREAD), CHUNK_NS);
+    uint32_t n_chunks = 0;
+    for (uint32_t i = 0; i < r.n; i++) {
+        struct prepared *q = &r.first[i];
+        q->chunk_0 = n_chunks;
+        q->chunks = (uint32_t)DL_MIN(q->cost_ns / per_chunk + 1, q->units);
+        n_chunks += q->chunks;
+    }
+    cpu_pool_run(pool, run_chunk, &r, n_chunks);
+}
+
+void cpu_program_run(struct cpu_program *p, struct cpu_pool *pool, uint32_t n_threads, uint32_t n_tokens,
+                     uint32_t n_out, const uint8_t *batch)
+{
+    const struct dl_batch_head *head = (const struct dl_batch_head *)(const void *)batch;
+    struct dl_batch_shape shape = {head->max_tokens, head->max_out, head->max_tables, head->table_cols};
+    const void *rows = batch + dl_batch_rows_at(), *out_rows = batch + dl_batch_out_at(&shape),
+               *tables = batch + dl_batch_tables_at(&shape);
+    for (uint32_t s = 0; s < p->n_stages; s++) {
+        struct region r = {&p->prepared[p->stages[s].first], p->stages[s].n};
+        uint64_t cost_ns = 0;
+        for (uint32_t i = 0; i < r.n; i++) {
+            struct prepared *q = &r.first[i];
+            q->task.n = (q->task.op->count == DL_COUNT_OUT ? n_out : n_tokens) * q->task.op->mult;
+            q->task.head = head;
+            q->task.rows = rows;
+            q->task.out_rows = out_rows;
+            q->task.tables = tables;
+            q->units = (uint32_t)cpu_units(q->task.op, q->task.n);
+            q->cost_ns = estimate_ns(q) * q->slowness;
+            cost_ns += q->cost_ns;
+        }
+        run_stage(r, cost_ns, pool, n_threads);
+    }
+}
