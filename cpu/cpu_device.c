@@ -14,7 +14,7 @@
 #include <string.h>
 
 #include "dl/device.h"
-#include "features.h"
+#include "cpu_features.h"
 #include "gate.h"
 #include "pool.h"
 #include "program.h"

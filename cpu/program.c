@@ -9,7 +9,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "features.h"
+#include "cpu_features.h"
 
 #define MAX_STAGE_OPS 1024u  /* keeps chunks below CPU_POOL_MAX_CHUNKS */
 #define ALONE_NS 4000u       /* about what it costs to hand work over and to wait for the others */

@@ -12,7 +12,7 @@
 
 struct cpu_program;
 
-/* The best kernel of the instruction sets in `isa` (bits of features.h); NULL where there is none. */
+/* The best kernel of the instruction sets in `isa` (bits of cpu_features.h); NULL where there is none. */
 cpu_kernel *cpu_pick(const struct dl_op *op, unsigned isa);
 
 /* base[i] is the first byte of plan buffer i, NULL where ops may not use it. DL_ENOMEM (logged). Copies ops. */

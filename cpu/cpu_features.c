@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: MIT
  *
- * cpu/features.c: see features.h. Compiled for the plainest CPU of the architecture.
+ * cpu/cpu_features.c: see cpu_features.h. Compiled for the plainest CPU of the architecture.
  */
-#include "features.h"
+#include "cpu_features.h"
 
 #include <string.h>
 

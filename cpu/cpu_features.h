@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: MIT
  *
- * cpu/features.h: which instruction sets there are kernels for, which of them this CPU and system can run, and which are
+ * cpu/cpu_features.h: which instruction sets there are kernels for, which of them this CPU and system can run, and which are
  * allowed.
  */
 #ifndef CPU_FEATURES_H
