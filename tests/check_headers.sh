@@ -14,7 +14,7 @@ for header in $(find engine cpu transport shaders cli tests -name '*.h' 2>/dev/n
     n=$((n + 1))
     printf '#include "%s"\n' "$header" |
         "$cc" -std=c17 -D_POSIX_C_SOURCE=200809L -D_DEFAULT_SOURCE -Wall -Wextra -Wstrict-prototypes -Werror -fsyntax-only \
-            -I. -Iengine/include -Iengine/base -Iengine/model -Iengine/text -Iengine/run -Icpu -Icli -Itests -x c - || {
+            -iquote . -Iengine/include -iquote engine/base -iquote engine/model -iquote engine/text -iquote engine/run -iquote tests -x c - || {
         echo "$header does not compile alone"
         bad=1
     }
