@@ -1,0 +1,207 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * engine/text/sampler.c: from logits to a token (dl/sampler.h). Every filter keeps a prefix of the tokens in descending order
+ * (equals by ascending id), so that top_k needs a heap of k and top_p a heap of those that could matter: never a sort of the
+ * vocabulary. Probabilities are expf relative to the largest logit, added up in double in a fixed order.
+ */
+#include "dl/sampler.h"
+
+#include <math.h>
+#include <stdlib.h>
+
+void dl_sampler_init(struct dl_sampler *s, uint64_t seed)
+{
+    *s = (struct dl_sampler){.top_p = 1, .repeat_penalty = 1, .rng = seed};
+}
+
+int dl_sampler_check(const struct dl_sampler *s)
+{
+    if (!(s->temperature >= 0) || isinf(s->temperature))
+        return dl_fail(DL_EINVAL, "temperature: %g is not a number from 0 up", (double)s->temperature);
+    if (!(s->top_p >= 0 && s->top_p <= 1))
+        return dl_fail(DL_EINVAL, "top_p: %g is not between 0 and 1", (double)s->top_p);
+    if (!(s->min_p >= 0 && s->min_p <= 1))
+        return dl_fail(DL_EINVAL, "min_p: %g is not between 0 and 1", (double)s->min_p);
+    if (!(s->repeat_penalty > 0) || isinf(s->repeat_penalty))
+        return dl_fail(DL_EINVAL, "repeat_penalty: %g is not a number above 0", (double)s->repeat_penalty);
+    return DL_OK;
+}
+
+void dl_sampler_accept(struct dl_sampler *s, int32_t token)
+{
+    s->recent[s->at_recent] = token;
+    s->at_recent = (s->at_recent + 1) % DL_PENALTY_WINDOW;
+    if (s->n_recent < DL_PENALTY_WINDOW)
+        s->n_recent++;
+}
+
+static void penalise(const struct dl_sampler *s, float *logits, uint32_t n)
+{
+    for (uint32_t i = 0; i < s->n_recent; i++) {
+        int32_t id = s->recent[i];
+        if (id < 0 || (uint32_t)id >= n)
+            continue;
+        uint32_t j = 0;
+        while (s->recent[j] != id)
+            j++;
+        if (j == i) /* once, however often it occurs */
+            logits[id] = logits[id] > 0 ? logits[id] / s->repeat_penalty : logits[id] * s->repeat_penalty;
+    }
+}
+
+/* A candidate: a logit at first, later its probability relative to the likeliest. */
+struct cand {
+    float p;
+    int32_t id;
+};
+
+static bool before(struct cand a, struct cand b)
+{
+    return a.p > b.p || (a.p == b.p && a.id < b.id);
+}
+
+/* Restores the heap below i. Its root is the first candidate in order, or the last one if `last`. */
+static void sift(struct cand *v, uint32_t n, uint32_t i, bool last)
+{
+    struct cand x = v[i];
+    for (uint32_t child; (child = 2 * i + 1) < n; i = child) {
+        if (child + 1 < n && before(v[child + 1], v[child]) != last)
+            child++;
+        if (before(v[child], x) == last)
+            break;
+        v[i] = v[child];
+    }
+    v[i] = x;
+}
+
+static void heapify(struct cand *v, uint32_t n, bool last)
+{
+    for (uint32_t i = n / 2; i-- > 0;)
+        sift(v, n, i, last);
+}
+
+/* The k first of n logits: a heap whose root is the worst one that is in, which the next better one replaces. */
+static struct cand *select_top(const float *logits, uint32_t n, uint32_t k)
+{
+    struct cand *v = dl_calloc(k, sizeof *v);
+    if (!v)
+        return NULL;
+    for (uint32_t i = 0; i < k; i++)
+        v[i] = (struct cand){logits[i], (int32_t)i};
+    heapify(v, k, true);
+    for (uint32_t i = k; i < n; i++) {
+        struct cand c = {logits[i], (int32_t)i};
+        if (before(c, v[0])) {
+            v[0] = c;
+            sift(v, k, 0, true);
+        }
+    }
+    return v;
+}
+
+/* exp((logit - most) / temperature). Equal is 1 also where both are infinite. */
+static float relative(float logit, float most, float temperature)
+{
+    return logit == most ? 1 : expf((logit - most) / temperature);
+}
+
+static double uniform(uint64_t *state) /* [0, 1) */
+{
+    uint64_t z = (*state += 0x9e3779b97f4a7c15u);
+    z = (z ^ z >> 30) * 0xbf58476d1ce4e5b9u;
+    z = (z ^ z >> 27) * 0x94d049bb133111ebu;
+    return (double)((z ^ z >> 31) >> 11) * 0x1p-53;
+}
+
+/* Everything that can still be picked, in *out (to be freed). Drops what min_p drops and, where top_p is on, what lies in its
+ * tail for sure: n tokens that each have less than (1 - top_p) / n of the whole cannot be needed to reach top_p. *total is
+ * the sum before that. */
+static int candidates(const struct dl_sampler *s, float *logits, uint32_t n, float most, struct cand **out,
+                      uint32_t *n_out, double *total)
+{
+    struct cand *v = NULL;
+    uint32_t m = s->top_k && s->top_k < n ? s->top_k : n, kept = 0;
+    if (m < n && !(v = select_top(logits, n, m)))
+        return DL_ENOMEM;
+    double sum = 0;
+    for (uint32_t i = 0; i < m; i++) {
+        float *p = v ? &v[i].p : &logits[i];
+        *p = relative(*p, most, s->temperature);
+        sum += (double)*p;
+    }
+    double tail = s->top_p < 1 ? (1 - (double)s->top_p) * sum / m : 0, least = DL_MAX((double)s->min_p, tail);
+    if (!v) {
+        for (uint32_t i = 0; i < n; i++)
+            kept += logits[i] > 0 && (double)logits[i] >= least;
+        v = dl_calloc(kept, sizeof *v);
+        if (!v)
+            return DL_ENOMEM;
+        kept = 0;
+        for (uint32_t i = 0; i < n; i++)
+            if (logits[i] > 0 && (double)logits[i] >= least)
+                v[kept++] = (struct cand){logits[i], (int32_t)i};
+    } else {
+        for (uint32_t i = 0; i < m; i++)
+            if (v[i].p > 0 && (double)v[i].p >= least)
+                v[kept++] = v[i];
+    }
+    *out = v;
+    *n_out = kept;
+    *total = sum;
+    return DL_OK;
+}
+
+int32_t dl_sample(struct dl_sampler *s, float *logits, uint32_t n)
+{
+    for (uint32_t i = 0; i < n; i++)
+        if (isnan(logits[i]))
+            logits[i] = -INFINITY;
+    if (s->repeat_penalty != 1)
+        penalise(s, logits, n);
+    int32_t best = -1;
+    float most = -INFINITY;
+    for (uint32_t i = 0; i < n; i++)
+        if (logits[i] > most) {
+            most = logits[i];
+            best = (int32_t)i;
+        }
+    if (best < 0)
+        return dl_fail(DL_EDEVICE, "sampler: none of %u logits is a number: the device computes nonsense", n);
+    if (s->temperature == 0)
+        return best;
+
+    struct cand *v;
+    uint32_t n_v;
+    double total;
+    int err = candidates(s, logits, n, most, &v, &n_v, &total);
+    if (err)
+        return err;
+    uint32_t first = 0;
+    double sum = 0;
+    if (s->top_p < 1) {
+        /* What is popped gathers at the end, the likeliest last. */
+        heapify(v, n_v, false);
+        first = n_v;
+        while (first && (first == n_v || sum < (double)s->top_p * total)) {
+            struct cand top = v[0];
+            v[0] = v[--first];
+            sift(v, first, 0, false);
+            v[first] = top;
+            sum += (double)top.p;
+        }
+    } else {
+        for (uint32_t i = 0; i < n_v; i++)
+            sum += (double)v[i].p;
+    }
+    double target = uniform(&s->rng) * sum, seen = 0;
+    int32_t id = best; /* stays only if rounding leaves target at the very end */
+    for (uint32_t i = n_v; i-- > first;) {
+        seen += (double)v[i].p;
+        if (target < seen) {
+            id = v[i].id;
+            break;
+        }
+    }
+    free(v);
+    return id;
+}
