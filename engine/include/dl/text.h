@@ -115,11 +115,12 @@ struct dl_chat_msg {
 };
 
 /* Appends the tokens of a conversation. Only the template's own marks become special tokens; the messages' text never does,
- * so a user cannot forge a turn. add_answer: ends with the opening of the assistant's turn. BOS is put first where
- * the model wants one. DL_EINVAL (logged) for an unknown role or an order that the template cannot express. */
+ * so a user cannot forge a turn (where a model's marks are no tokens but text, as Llama 2's [INST], that is not possible).
+ * add_answer: ends with the opening of the assistant's turn. BOS is put first where the model wants one. DL_EINVAL (logged) for
+ * no messages, an unknown role or an order that the template cannot express. */
 int dl_chat_tokens(const dl_tokenizer *tok, enum dl_chat_kind kind, const struct dl_chat_msg *msgs, size_t n,
                    bool add_answer, struct dl_tokens *out);
-/* The same as text, for people (inspect, tests). */
+/* The same as text, for people (inspect, tests): without the BOS in front, with EOS by its usual name. */
 int dl_chat_text(enum dl_chat_kind kind, const struct dl_chat_msg *msgs, size_t n, bool add_answer, struct dl_str *out);
 
 /* Strings that end an answer in this format, NULL-terminated list, static. They stop models whose end-of-turn is no single
