@@ -12,8 +12,13 @@ bad=0
 n=0
 for header in $(find engine cpu transport shaders cli tests -name '*.h' 2>/dev/null | sort); do
     n=$((n + 1))
+    case $header in
+    cpu/avx2*) isa="-mavx2 -mfma -mf16c" ;;
+    *) isa= ;;
+    esac
+    # shellcheck disable=SC2086
     printf '#include "%s"\n' "$header" |
-        "$cc" -std=c17 -D_POSIX_C_SOURCE=200809L -D_DEFAULT_SOURCE -Wall -Wextra -Wstrict-prototypes -Werror -fsyntax-only \
+        "$cc" $isa -std=c17 -D_POSIX_C_SOURCE=200809L -D_DEFAULT_SOURCE -Wall -Wextra -Wstrict-prototypes -Werror -fsyntax-only \
             -iquote . -Iengine/include -iquote engine/base -iquote engine/model -iquote engine/text -iquote engine/run -iquote tests -x c - || {
         echo "$header does not compile alone"
         bad=1
