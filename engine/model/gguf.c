@@ -16,6 +16,7 @@
 #define MIN_KV_BYTES (8 + 1 + 4 + 1)
 #define MIN_TENSOR_BYTES (8 + 1 + 4 + 8 + 4 + 8)
 #define MAX_NAME 65535u
+#define SMALL 4096u /* bytes of tables that any file may cause */
 
 static const uint8_t type_bytes[ENG_GGUF_TYPE_COUNT] = {
     [ENG_GGUF_U8] = 1,  [ENG_GGUF_I8] = 1,  [ENG_GGUF_U16] = 2, [ENG_GGUF_I16] = 2,
@@ -176,7 +177,7 @@ static bool tables_fit(size_t size, uint64_t n_kvs, uint64_t n_tensors)
     /* The counts are below size / MIN_*_BYTES, so none of this overflows. */
     uint64_t need = n_kvs * (sizeof(struct eng_gguf_kv) + 2 * sizeof(void *)) +
                     n_tensors * (sizeof(struct eng_gguf_tensor) + 2 * sizeof(void *));
-    return need / 2 <= size;
+    return need <= SMALL || (need - SMALL) / 2 <= size;
 }
 
 static int read_start(struct eng_gguf *g, struct eng_cursor *c)

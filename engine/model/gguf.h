@@ -57,7 +57,7 @@ struct eng_gguf {
 /* DL_EFORMAT, DL_EUNSUP (another version) or DL_ENOMEM, logged with `name` and the byte offset. Refused besides what does not fit
  * into the file: empty or repeated keys and tensor names, arrays of arrays, tensors of no or more than 4 dimensions or with
  * more than 2^63 values, an alignment that is no power of two, and lists of so many tiny entries that the tables for them
- * would need more than twice the file (all that is allocated). */
+ * would need more than twice the file (and 4 KiB); nothing else is allocated. */
 int eng_gguf_parse(const uint8_t *bytes, size_t size, const char *name, struct eng_gguf *out);
 void eng_gguf_finish(struct eng_gguf *g); /* accepts a zeroed struct */
 
