@@ -1,0 +1,145 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * cli/cli.h: what the files of the command line share. One process runs one command on one thread; a command returns 0, a
+ * negative dl_err (exit status 1) or CLI_USAGE (exit status 2), with exactly one line logged by whoever noticed.
+ * Results go to stdout through cli_out only; everything else is a log line or goes to stderr.
+ */
+#ifndef CLI_CLI_H
+#define CLI_CLI_H
+
+#include <stdio.h>
+
+#include "dl/sampler.h"
+#include "dl/session.h"
+#include "dl/text.h"
+#include "options.h"
+
+int cli_cmd_run(const struct cli_opts *o);
+int cli_cmd_tokenize(const struct cli_opts *o);
+int cli_cmd_inspect(const struct cli_opts *o);
+int cli_cmd_devices(const struct cli_opts *o);
+int cli_cmd_perplexity(const struct cli_opts *o);
+
+/* Sends log lines elsewhere for a while (NULL: back to stderr). Only while no other thread runs. */
+void cli_log_to(dl_log_fn *fn, void *ud);
+
+/* ------------------------------------------------------------------------------------------------- out.c */
+
+/* Writes to stdout (buffered). Text of models and files is not trusted: on a terminal, control characters other than
+ * newline and tab are left out. DL_EIO (logged), or DL_ECANCELED when the reader went away: then the command ends
+ * quietly. */
+int cli_out(const char *bytes, size_t n);
+int cli_outf(const char *fmt, ...) DL_PRINTF(1, 2);
+int cli_out_flush(void);
+
+/* Appends n bytes without their control characters, for text that goes to a terminal. */
+int cli_plain(struct dl_str *out, const char *bytes, size_t n);
+
+/* "4.6 GiB" */
+const char *cli_size(char text[32], uint64_t bytes);
+
+/* ------------------------------------------------------------------------------------------- interrupt.c */
+
+/* Ctrl-C. Between begin and end the first one only raises a flag, a second one kills the process as usual. With wake_fd
+ * >= 0 every one is a byte written to that (non-blocking) pipe and none kills: for a prompt. Not nested. */
+void cli_interrupt_begin(int wake_fd);
+void cli_interrupt_end(void);
+bool cli_interrupted(void *unused); /* a dl_stop_fn */
+
+/* -------------------------------------------------------------------------------------------- progress.c */
+
+/* A progress bar on stderr, where that is a terminal and not --quiet. */
+struct cli_progress {
+    bool on, shown;
+    uint64_t next_ns;
+};
+void cli_progress_init(struct cli_progress *p, const struct cli_opts *o);
+void cli_progress(void *ud, const char *phase, uint64_t done, uint64_t total); /* a dl_progress_fn */
+void cli_progress_clear(struct cli_progress *p);
+
+/* ----------------------------------------------------------------------------------------------- input.c */
+
+/* Appends a whole file ("-": stdin), at most 1 GiB. DL_EIO, DL_ELIMIT. */
+int cli_read_file(const char *path, struct dl_str *out);
+/* Appends ids separated by spaces, commas or line ends. DL_EINVAL (logged, naming `what`). */
+int cli_read_ids(const char *what, const char *text, size_t n, struct dl_tokens *out);
+
+/* ------------------------------------------------------------------------------------------------ load.c */
+
+#define CLI_MAX_DEVICES 16
+
+/* What a command computes with. Zero-initialised is empty. */
+struct cli_engine {
+    void *demo; /* the demo model's bytes, else NULL */
+    dl_model *model;
+    dl_tokenizer *tok;
+    dl_device *devices[CLI_MAX_DEVICES];
+    uint32_t n_devices;
+    dl_engine *engine;
+    struct dl_engine_info info;
+    uint64_t load_ns;
+};
+
+enum cli_file { CLI_FILE_OTHER, CLI_FILE_GGUF, CLI_FILE_M, CLI_FILE_T };
+enum cli_file cli_file_kind(const char *path); /* by its first bytes; OTHER also when it cannot be read */
+
+/* The tokenizer of --tokenizer, or that which belongs to `model` (a .gguf, .m or .t). */
+int cli_load_tokenizer(const char *model, const char *tokenizer, dl_tokenizer **out);
+/* Opens the devices of --device into e. */
+int cli_load_devices(const struct cli_opts *o, struct cli_engine *e);
+/* Everything: model (the demo without one), tokenizer, devices, engine. ctx: where --ctx is not given and the model knows
+ * as many, 0: the engine's default; max_out 0: likewise. */
+int cli_load(const struct cli_opts *o, uint32_t ctx, uint32_t max_out, struct cli_engine *e);
+void cli_unload(struct cli_engine *e);
+
+/* -------------------------------------------------------------------------------------------- generate.c */
+
+enum cli_show { CLI_SHOW_NOTHING, CLI_SHOW_TEXT, CLI_SHOW_IDS };
+enum cli_finish { CLI_FINISH_STOP, CLI_FINISH_LENGTH, CLI_FINISH_CANCELLED };
+
+/* One answer. The first part is set by the caller, the second is the result; cli_gen_finish frees it. */
+struct cli_gen {
+    const struct cli_engine *e;
+    dl_session *session;
+    struct dl_sampler *sampler;
+    struct dl_stops *stops; /* reset by cli_generate */
+    uint64_t max_new;       /* tokens at most */
+    bool at_start;          /* the answer begins a text: SPM's added space is taken off */
+    enum cli_show show;
+    FILE *dump; /* logits, or NULL */
+    const char *dump_name;
+
+    struct dl_str text;
+    uint64_t n_prompt, n_evaluated; /* evaluated: without the prefix that the session held already */
+    uint64_t n_new, n_steps;        /* tokens of the answer; decode steps that were evaluated */
+    uint64_t prefill_ns, decode_ns, ttft_ns;
+    struct dl_engine_stats decode; /* of the decode steps */
+    enum cli_finish finish;
+    bool context_full;
+};
+
+/* Evaluates the prompt and generates until a stop, a limit or Ctrl-C; none of them is an error. Text goes to stdout as it is
+ * made. */
+int cli_generate(struct cli_gen *g, const int32_t *prompt, size_t n);
+void cli_gen_finish(struct cli_gen *g);
+const char *cli_finish_name(enum cli_finish finish);
+double cli_per_second(uint64_t n, uint64_t ns);
+/* One line about the last answer on stderr. */
+void cli_gen_summary(const struct cli_gen *g);
+
+/* --------------------------------------------------------------------------------------- chat.c, prompt.c */
+
+/* The interactive chat. kind NONE: a base model, each line is a text to be continued. g: as for cli_generate. */
+int cli_chat(const struct cli_opts *o, enum dl_chat_kind kind, struct cli_gen *g);
+
+typedef struct cli_prompt cli_prompt;
+enum cli_line { CLI_LINE, CLI_LINE_INTERRUPT, CLI_LINE_END };
+
+/* Line editing with a history that is kept in the user's state folder. NULL (logged) when the terminal cannot be used. */
+cli_prompt *cli_prompt_open(void);
+/* One message: a line, or several (a line that ends in a backslash goes on; lines between two """ belong together). `out` is
+ * replaced. Errors are negative. */
+int cli_prompt_read(cli_prompt *p, struct dl_str *out);
+void cli_prompt_close(cli_prompt **p);
+
+#endif

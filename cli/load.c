@@ -1,0 +1,183 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * cli/load.c: from options to a loaded model: which files, which devices, which sizes. The engine does the work.
+ */
+#include "cli.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+#define DEMO_NAME "demo"
+
+enum cli_file cli_file_kind(const char *path)
+{
+    unsigned char m[4] = {0};
+    FILE *f = fopen(path, "rb");
+    if (!f)
+        return CLI_FILE_OTHER;
+    size_t n = fread(m, 1, sizeof m, f);
+    fclose(f);
+    if (n != sizeof m)
+        return CLI_FILE_OTHER;
+    uint32_t magic = m[0] | (uint32_t)m[1] << 8 | (uint32_t)m[2] << 16 | (uint32_t)m[3] << 24;
+    switch (magic) {
+    case 0x46554747: /* "GGUF" */
+        return CLI_FILE_GGUF;
+    case 0x0a00abcd:
+    case 0x00abcd00: /* the older layouts of a .m ... */
+    case 0x00abcd01:
+        return CLI_FILE_M;
+    case 0x00567124:
+    case 0x00567123: /* ... and of a .t, which their readers refuse by name */
+        return CLI_FILE_T;
+    default:
+        return CLI_FILE_OTHER;
+    }
+}
+
+int cli_load_tokenizer(const char *model, const char *tokenizer, dl_tokenizer **out)
+{
+    if (tokenizer)
+        return dl_tokenizer_open(tokenizer, out);
+    if (cli_file_kind(model) != CLI_FILE_M)
+        return dl_tokenizer_open(model, out);
+    struct dl_str path = {0};
+    int err = dl_tokenizer_find(model, &path);
+    if (!err)
+        err = dl_tokenizer_open(path.v, out);
+    dl_str_finish(&path);
+    return err;
+}
+
+static int demo_open(struct cli_engine *e, bool quiet)
+{
+    size_t n;
+    int err = dl_demo_make(&e->demo, &n);
+    if (!err)
+        err = dl_model_open_mem(e->demo, n, DEMO_NAME, &e->model);
+    if (!err)
+        err = dl_tokenizer_open_mem(e->demo, n, DEMO_NAME, &e->tok);
+    if (!err && !quiet)
+        fputs("This is the built-in demo model: it only recites one text. For a real model: dllama-vk run MODEL.gguf\n",
+              stderr);
+    return err;
+}
+
+static int model_open(const struct cli_opts *o, struct cli_engine *e)
+{
+    if (!o->model) {
+        if (o->tokenizer)
+            return cli_usage("--tokenizer: only with a MODEL");
+        return demo_open(e, o->quiet);
+    }
+    int err = dl_model_open(o->model, &e->model);
+    if (!err)
+        err = cli_load_tokenizer(o->model, o->tokenizer, &e->tok);
+    if (err)
+        return err;
+    uint32_t has = dl_tokenizer_info(e->tok)->vocab, rows = dl_model_header(e->model)->vocab;
+    if (has > rows)
+        return dl_fail(DL_EINVAL,
+                       "%s: knows %u tokens, but its tokenizer %u: they do not belong together; "
+                       "give the right one with --tokenizer",
+                       o->model, rows, has);
+    return DL_OK;
+}
+
+int cli_load_devices(const struct cli_opts *o, struct cli_engine *e)
+{
+    struct dl_cpu_opts cpu = {.threads = (uint32_t)o->threads};
+    const char *env = getenv("DLLAMA_THREADS");
+    uint64_t threads;
+    if (!o->threads && env && *env) {
+        if (!cli_parse_uint(env, false, 1, 4096, &threads))
+            return cli_usage("DLLAMA_THREADS: '%s' is no whole number from 1 to 4096", env);
+        cpu.threads = (uint32_t)threads;
+    }
+    const char *at = o->device ? o->device : "auto";
+    for (;;) {
+        char which[64];
+        size_t n = strcspn(at, ",");
+        if (!n || n >= sizeof which)
+            return cli_usage("--device: '%s' is no list of devices such as cpu or vulkan:0,cpu", o->device);
+        if (e->n_devices == CLI_MAX_DEVICES)
+            return cli_usage("--device: more than %d devices", CLI_MAX_DEVICES);
+        memcpy(which, at, n);
+        which[n] = 0;
+        int err = dl_device_open(which, &cpu, &e->devices[e->n_devices]);
+        if (err)
+            return err;
+        e->n_devices++;
+        if (!at[n])
+            return DL_OK;
+        at += n + 1;
+    }
+}
+
+static int kv_type(const struct cli_opts *o, enum dl_type *out)
+{
+    static const enum dl_type types[] = {DL_F16, DL_Q80, DL_F32};
+    *out = DL_F16;
+    if (!o->kv)
+        return DL_OK;
+    for (size_t i = 0; i < DL_COUNT_OF(types); i++)
+        if (!strcmp(o->kv, dl_type_info(types[i])->name)) {
+            *out = types[i];
+            return DL_OK;
+        }
+    return cli_usage("--kv: '%s' is none of f16, q80, f32", o->kv);
+}
+
+int cli_load(const struct cli_opts *o, uint32_t ctx, uint32_t max_out, struct cli_engine *e)
+{
+    uint64_t start = dl_now_ns();
+    enum dl_type kv;
+    int err = kv_type(o, &kv);
+    if (!err)
+        err = cli_load_devices(o, e); /* first: a wrong option is to be seen before a large file is read */
+    if (!err)
+        err = model_open(o, e);
+    if (err)
+        return err;
+    uint32_t knows = dl_model_header(e->model)->max_seq;
+    if (o->ctx > knows && knows)
+        dl_log(DL_LOG_WARN, "--ctx: the model was trained for %u tokens, beyond them its text gets worse", knows);
+    struct cli_progress bar;
+    cli_progress_init(&bar, o);
+    struct dl_engine_opts opts = {
+        .model = e->model,
+        .devices = e->devices,
+        .n_devices = e->n_devices,
+        .ctx = o->ctx  ? (uint32_t)o->ctx
+               : knows ? DL_MIN(ctx, knows)
+                       : ctx,
+        .max_batch = (uint32_t)o->batch,
+        .max_out = max_out,
+        .kv_type = kv,
+        .wire = DL_F32, /* devices of one machine: nothing travels that would be worth rounding */
+        .progress = cli_progress,
+        .progress_ud = &bar,
+    };
+    err = dl_engine_create(&opts, &e->engine);
+    cli_progress_clear(&bar);
+    if (err)
+        return err;
+    dl_engine_info(e->engine, &e->info);
+    e->load_ns = dl_now_ns() - start;
+    char weights[32], cache[32];
+    dl_log(DL_LOG_INFO, "%s: %s weights, %s KV cache for %u tokens, loaded in %.0f ms", dl_model_name(e->model),
+           cli_size(weights, e->info.weight_bytes), cli_size(cache, e->info.kv_bytes), e->info.ctx,
+           (double)e->load_ns / 1e6);
+    return DL_OK;
+}
+
+void cli_unload(struct cli_engine *e)
+{
+    dl_engine_destroy(&e->engine);
+    for (uint32_t i = 0; i < e->n_devices; i++)
+        dl_device_close(&e->devices[i]);
+    dl_tokenizer_close(&e->tok);
+    dl_model_close(&e->model);
+    free(e->demo);
+    *e = (struct cli_engine){0};
+}

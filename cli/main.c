@@ -1,0 +1,128 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * cli/main.c: dllama-vk: finds the command, sets up the log, turns what the command returns into the exit status: 0 done,
+ * 1 failed, 2 wrong usage. The only file that may exit.
+ */
+#include "cli.h"
+
+#include <signal.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+static const struct cli_command commands[] = {
+    {"run", "[MODEL]", CLI_RUN, "Generates text with a model; without MODEL, with the built-in demo model.",
+     "dllama-vk run model.gguf -p \"Once upon a time\" -n 100 --temp 0",
+     "MODEL is a .gguf (of a split one the first part) or a Distributed Llama .m.\n"
+     "Without a prompt: an interactive chat on a terminal, else the prompt is read from stdin.\n"
+     "A text that is continued is printed with its beginning; of a chat, the answer alone.",
+     cli_cmd_run},
+    {"devices", "", CLI_DEVICES, "Shows what this machine can compute on.", "dllama-vk devices --json", NULL,
+     cli_cmd_devices},
+    {"inspect", "FILE", CLI_INSPECT, "Shows what is in a model or tokenizer file (.gguf, .m, .t).",
+     "dllama-vk inspect model.gguf", NULL, cli_cmd_inspect},
+    {"tokenize", "MODEL", CLI_TOKENIZE, "Turns text on stdin into token ids, or with --decode ids into text.",
+     "echo -n \"Hello world\" | dllama-vk tokenize model.gguf",
+     "MODEL is a .gguf, a .m with its .t, or a .t alone. The text is taken byte for byte.", cli_cmd_tokenize},
+    {"perplexity", "MODEL", CLI_PERPLEXITY, "Measures how well a model predicts a text: exp of the mean nll per token.",
+     "dllama-vk perplexity model.gguf -f wiki.txt --ctx 512 --json",
+     "The text is cut into chunks of --ctx tokens (default 512); each begins with BOS where the model wants one.",
+     cli_cmd_perplexity},
+};
+
+static const char environment[] = "environment:\n"
+                                  "  DLLAMA_THREADS   threads of the CPU device\n"
+                                  "  DLLAMA_CPU       most advanced CPU kernels to use: ref, avx2\n"
+                                  "  NO_COLOR         no colours\n";
+
+/* An error is exactly one line on stderr: "dllama-vk: <what>: <why>". */
+static void log_line(void *ud, enum dl_log_level level, const char *line)
+{
+    const char *wipe = *(const bool *)ud ? "\r\033[K" : "";
+    const char *kind = level == DL_LOG_ERROR ? "dllama-vk: " : level == DL_LOG_WARN ? "dllama-vk: warning: " : "";
+    fprintf(stderr, "%s%s%s\n", wipe, kind, line);
+}
+
+/* Where the log goes when nobody redirects it. Set once by dispatch. */
+static struct {
+    enum dl_log_level most;
+    bool wipe; /* a progress bar may stand on the line */
+} log_state = {DL_LOG_WARN, false};
+
+void cli_log_to(dl_log_fn *fn, void *ud)
+{
+    dl_log_set(fn ? fn : log_line, fn ? ud : &log_state.wipe, log_state.most);
+}
+
+static int help_all(void)
+{
+    int err = cli_outf("usage: dllama-vk COMMAND [options]\nOne large language model, run across the machines you "
+                       "already own.\n\n");
+    for (size_t i = 0; i < DL_COUNT_OF(commands) && !err; i++)
+        err = cli_outf("  %-10s %-8s %s\n", commands[i].name, commands[i].operand, commands[i].about);
+    return err ? err
+               : cli_outf("\n  --help     of every command lists its options\n  --version  prints the version\n\n%s\n"
+                          "example: %s\n",
+                          environment, commands[0].example);
+}
+
+static int help_one(const struct cli_command *c)
+{
+    struct dl_str text = {0};
+    int err = cli_options_help(c, &text);
+    if (!err)
+        err = cli_out(text.v, text.len);
+    dl_str_finish(&text);
+    return err;
+}
+
+static const struct cli_command *find(const char *name)
+{
+    for (size_t i = 0; i < DL_COUNT_OF(commands); i++)
+        if (!strcmp(commands[i].name, name))
+            return &commands[i];
+    return NULL;
+}
+
+static int dispatch(int argc, char **argv)
+{
+    if (argc < 2)
+        return cli_usage("no command: e.g. dllama-vk run, see dllama-vk --help");
+    const char *name = argv[1];
+    bool help = !strcmp(name, "--help") || !strcmp(name, "-h") || !strcmp(name, "help");
+    if (help && argc == 2)
+        return help_all();
+    if (!strcmp(name, "--version"))
+        return cli_outf("dllama-vk %s\n", DL_VERSION);
+    if (help)
+        name = argv[2];
+    const struct cli_command *c = find(name);
+    if (!c)
+        return cli_usage("%s: unknown %s, see dllama-vk --help", name, *name == '-' ? "option" : "command");
+    if (help)
+        return help_one(c);
+    struct cli_opts o;
+    int err = cli_options_parse(c, argc - 2, argv + 2, &o);
+    if (err)
+        return err;
+    if (o.help)
+        return help_one(c);
+    if (o.quiet && o.verbose)
+        return cli_usage("%s: --quiet and --verbose exclude each other", c->name);
+    log_state.wipe = !o.quiet && isatty(STDERR_FILENO);
+    log_state.most = o.quiet ? DL_LOG_ERROR : o.verbose ? DL_LOG_INFO : DL_LOG_WARN;
+    cli_log_to(NULL, NULL);
+    return c->run(&o);
+}
+
+int main(int argc, char **argv)
+{
+    cli_log_to(NULL, NULL);
+    signal(SIGPIPE, SIG_IGN); /* a reader that went away is an error of write, and a quiet end */
+    int err = dispatch(argc, argv);
+    if (!err)
+        err = cli_out_flush();
+    if (err == DL_ECANCELED)
+        err = DL_OK;
+    return err < 0 ? 1 : err == CLI_USAGE ? 2 : 0;
+}

@@ -1,0 +1,115 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * cli/options.h: the command line as one table. A row of CLI_OPTION_MAP makes the option known to the parser, to --help
+ * and to the test that compares the two; a row of the command table in main.c makes a command. Names are the contract
+ * of the project's users: rows are added, never renamed.
+ */
+#ifndef CLI_OPTIONS_H
+#define CLI_OPTIONS_H
+
+#include <stdio.h>
+
+#include "dl/base.h"
+
+/* What a command returns besides 0 and negative dl_err codes: the command line was wrong, one line was logged. */
+#define CLI_USAGE 1
+
+/* Which commands take an option. */
+enum {
+    CLI_RUN = 1,
+    CLI_TOKENIZE = 2,
+    CLI_INSPECT = 4,
+    CLI_DEVICES = 8,
+    CLI_PERPLEXITY = 16,
+    CLI_ALL = 31,
+    CLI_COMPUTE = CLI_RUN | CLI_PERPLEXITY,
+    CLI_TEXT = CLI_RUN | CLI_TOKENIZE
+};
+
+/* FLAG: bool. STR: const char *. LIST: struct cli_list. UINT: uint64_t, SIZE: the same, "4K", "2G" understood. REAL: double.
+ * X(name, letter, long name, argument, kind, field, lowest, highest, commands, help) */
+#define CLI_OPTION_MAP(X)                                                                                            \
+    X(PROMPT, 'p', "prompt", "TEXT", STR, prompt, 0, 0, CLI_TEXT, "the prompt")                                      \
+    X(FILE, 'f', "file", "FILE", STR, file, 0, 0, CLI_TEXT | CLI_PERPLEXITY, "read the text from FILE (-: stdin)")   \
+    X(PROMPT_IDS, 0, "prompt-ids", "1,5,9", STR, prompt_ids, 0, 0, CLI_RUN, "token ids as the prompt, no BOS added") \
+    X(N, 'n', "tokens", "N", UINT, n, 0, 1u << 30, CLI_RUN, "tokens to generate at most")                            \
+    X(TOKENIZER, 0, "tokenizer", "FILE", STR, tokenizer, 0, 0, CLI_COMPUTE | CLI_TOKENIZE | CLI_INSPECT,             \
+      "tokenizer (.t or .gguf) to use; for a .m the .t beside it is found")                                          \
+    X(CHAT, 0, "chat", NULL, FLAG, chat, 0, 0, CLI_RUN, "use the chat template (default where there is one)")        \
+    X(RAW, 0, "raw", NULL, FLAG, raw, 0, 0, CLI_RUN, "continue the text as it is, without a chat template")          \
+    X(SYSTEM, 0, "system", "TEXT", STR, system, 0, 0, CLI_RUN, "system message of the chat")                         \
+    X(TEMPLATE, 0, "chat-template", "NAME", STR, chat_template, 0, 0, CLI_RUN, "force a chat template:")             \
+    X(STOP, 0, "stop", "TEXT", LIST, stop, 0, 0, CLI_RUN, "end the answer before TEXT (repeatable)")                 \
+    X(TEMP, 0, "temp", "T", REAL, temp, 0, 100, CLI_RUN, "temperature, 0 = greedy (default 0.7)")                    \
+    X(TOP_P, 0, "top-p", "P", REAL, top_p, 0.0001, 1, CLI_RUN, "fewest tokens that reach P, 1 = off (default 0.9)")  \
+    X(TOP_K, 0, "top-k", "K", UINT, top_k, 0, 1u << 22, CLI_RUN, "the K likeliest tokens, 0 = off (default)")        \
+    X(MIN_P, 0, "min-p", "P", REAL, min_p, 0, 1, CLI_RUN, "drop tokens below P x the likeliest, 0 = off (default)")  \
+    X(PENALTY, 0, "repeat-penalty", "R", REAL, repeat_penalty, 0.1, 10, CLI_RUN,                                     \
+      "against repetition, 1 = off (default)")                                                                       \
+    X(SEED, 0, "seed", "S", UINT, seed, 0, 1.8e19, CLI_RUN, "same seed, same text (default: from the clock)")        \
+    X(CTX, 0, "ctx", "N", SIZE, ctx, 1, 1u << 24, CLI_COMPUTE,                                                       \
+      "context in tokens (default: the model's, at most 8192)")                                                      \
+    X(BATCH, 0, "batch", "N", UINT, batch, 1, 65536, CLI_COMPUTE, "largest prefill batch (default 128)")             \
+    X(THREADS, 0, "threads", "N", UINT, threads, 1, 4096, CLI_COMPUTE | CLI_DEVICES,                                 \
+      "threads of the CPU device (default: one per processor)")                                                      \
+    X(DEVICE, 0, "device", "LIST", STR, device, 0, 0, CLI_COMPUTE | CLI_DEVICES,                                     \
+      "devices to use, e.g. auto, cpu, vulkan:1 (default auto)")                                                     \
+    X(KV, 0, "kv", "TYPE", STR, kv, 0, 0, CLI_COMPUTE, "type of the KV cache: f16 (default), q80, f32")              \
+    X(IDS, 0, "ids", NULL, FLAG, ids, 0, 0, CLI_RUN, "print token ids instead of text")                              \
+    X(DUMP, 0, "dump-logits", "FILE", STR, dump_logits, 0, 0, CLI_RUN,                                               \
+      "write logits as raw f32: last prompt position, then each token")                                              \
+    X(NO_BOS, 0, "no-bos", NULL, FLAG, no_bos, 0, 0, CLI_TOKENIZE, "do not put BOS first")                           \
+    X(NO_SPECIAL, 0, "no-special", NULL, FLAG, no_special, 0, 0, CLI_TOKENIZE, "special tokens are plain text")      \
+    X(DECODE, 0, "decode", NULL, FLAG, decode, 0, 0, CLI_TOKENIZE, "ids on stdin (or -p, -f) to text")               \
+    X(JSON, 0, "json", NULL, FLAG, json, 0, 0, CLI_ALL, "one JSON object per result line on stdout")                 \
+    X(QUIET, 0, "quiet", NULL, FLAG, quiet, 0, 0, CLI_ALL, "only errors on stderr")                                  \
+    X(VERBOSE, 0, "verbose", NULL, FLAG, verbose, 0, 0, CLI_ALL, "say more on stderr (inspect: list everything)")    \
+    X(HELP, 'h', "help", NULL, FLAG, help, 0, 0, CLI_ALL, "this text")
+
+#define X(name, letter, text, arg, kind, field, low, high, commands, help) CLI_OPT_##name,
+enum cli_option_id { CLI_OPTION_MAP(X) CLI_OPT_COUNT };
+#undef X
+_Static_assert(CLI_OPT_COUNT <= 64, "cli_opts.given is 64 bits");
+
+#define CLI_MAX_LIST 32
+struct cli_list {
+    const char *v[CLI_MAX_LIST];
+    uint32_t n;
+};
+
+/* Strings point into argv. A field means something only when its option was given, else it is zero. */
+struct cli_opts {
+    const char *model; /* the operand: MODEL or FILE; NULL when absent */
+    const char *prompt, *file, *prompt_ids, *tokenizer, *system, *chat_template, *device, *kv, *dump_logits;
+    struct cli_list stop;
+    uint64_t n, top_k, seed, ctx, batch, threads;
+    double temp, top_p, min_p, repeat_penalty;
+    bool chat, raw, ids, no_bos, no_special, decode, json, quiet, verbose, help;
+    uint64_t given; /* bit i: option i stands on the command line */
+};
+static inline bool cli_given(const struct cli_opts *o, enum cli_option_id id)
+{
+    return o->given >> id & 1;
+}
+
+struct cli_command {
+    const char *name, *operand; /* "[MODEL]", "FILE", ""; without brackets it is needed */
+    unsigned bit;
+    const char *about, *example, *notes; /* notes may be NULL */
+    int (*run)(const struct cli_opts *o);
+};
+
+/* Reads argv[0 .. argc) (without the command's name). 0, or CLI_USAGE with one line logged. */
+int cli_options_parse(const struct cli_command *c, int argc, char **argv, struct cli_opts *o);
+
+/* Appends the help of one command. DL_ENOMEM. */
+int cli_options_help(const struct cli_command *c, struct dl_str *out);
+
+/* Reads a whole number, or with `size` also one with a suffix K, M, G or T (powers of 1024). false: it is none, or outside
+ * [low, high]. */
+bool cli_parse_uint(const char *text, bool size, uint64_t low, uint64_t high, uint64_t *out);
+
+/* Logs one line about a wrong command line and returns CLI_USAGE. */
+int cli_usage(const char *fmt, ...) DL_PRINTF(1, 2);
+
+#endif

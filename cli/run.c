@@ -1,0 +1,252 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * cli/run.c: `run`: decides between continuing a text and answering a message, makes the prompt's tokens, has one answer
+ * generated and reports on it. Without a prompt on a terminal it hands over to the chat.
+ */
+#include "cli.h"
+
+#include <errno.h>
+#include <jansson.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+#include <unistd.h>
+
+/* Wrong combinations that need no model to be seen. */
+static int check(const struct cli_opts *o)
+{
+    if (cli_given(o, CLI_OPT_PROMPT) + cli_given(o, CLI_OPT_FILE) + cli_given(o, CLI_OPT_PROMPT_IDS) > 1)
+        return cli_usage("run: give one of -p, -f and --prompt-ids");
+    if (o->chat && o->raw)
+        return cli_usage("run: --chat and --raw exclude each other");
+    if (o->raw && (o->system || o->chat_template))
+        return cli_usage("run: --system and --chat-template are for chats, not for --raw");
+    if (o->chat && o->prompt_ids)
+        return cli_usage("run: --prompt-ids are taken as they are, without a chat");
+    if (o->chat_template) {
+        enum dl_chat_kind kind = dl_chat_by_name(o->chat_template);
+        if (kind == DL_CHAT_NONE || kind >= DL_CHAT_COUNT) {
+            struct dl_str names = {0};
+            for (int k = DL_CHAT_NONE + 1; k < DL_CHAT_COUNT; k++)
+                (void)dl_str_addf(&names, " %s", dl_chat_name((enum dl_chat_kind)k));
+            int err =
+                cli_usage("--chat-template: '%s' is unknown, there are:%s", o->chat_template, names.v ? names.v : "");
+            dl_str_finish(&names);
+            return err;
+        }
+    }
+    return DL_OK;
+}
+
+/* What is known before the model is loaded: the prompt's text, or that there will be a chat on the terminal. */
+enum source { SOURCE_TEXT, SOURCE_IDS, SOURCE_DEMO, SOURCE_TERMINAL };
+
+static int find_prompt(const struct cli_opts *o, enum source *source, struct dl_str *text)
+{
+    *source = SOURCE_TEXT;
+    if (o->prompt)
+        return dl_str_addz(text, o->prompt);
+    if (o->prompt_ids) {
+        *source = SOURCE_IDS;
+        return DL_OK;
+    }
+    if (!o->file && !o->model) {
+        *source = SOURCE_DEMO;
+        return dl_str_addz(text, dl_demo_prompt());
+    }
+    if (!o->file && isatty(STDIN_FILENO)) {
+        *source = SOURCE_TERMINAL;
+        if (!isatty(STDOUT_FILENO) || o->json)
+            return cli_usage("run: no prompt: give one with -p TEXT or -f FILE");
+        return DL_OK;
+    }
+    int err = cli_read_file(o->file ? o->file : "-", text);
+    if (err)
+        return err;
+    if (text->len && text->v[text->len - 1] == '\n') /* the line end that editors and echo leave behind */
+        text->v[--text->len] = 0;
+    if (!o->file && !text->len)
+        return cli_usage("run: no prompt: stdin is empty; give one with -p TEXT or -f FILE");
+    return DL_OK;
+}
+
+/* The template to answer with, NONE to continue the text as it is. */
+static int find_template(const struct cli_opts *o, const struct cli_engine *e, enum dl_chat_kind *kind)
+{
+    const char *own = dl_tokenizer_info(e->tok)->chat_template;
+    *kind = o->chat_template ? dl_chat_by_name(o->chat_template) : dl_chat_detect(own, strlen(own));
+    if (o->raw || o->prompt_ids)
+        *kind = DL_CHAT_NONE;
+    if (*kind == DL_CHAT_NONE && (o->chat || o->system))
+        return dl_fail(DL_EUNSUP, "%s: %s; force one with --chat-template NAME (dllama-vk run --help lists them)",
+                       dl_model_name(e->model),
+                       *own ? "its chat template is none that is known here" : "has no chat template");
+    if (*kind == DL_CHAT_NONE && *own && !o->raw && !o->prompt_ids)
+        dl_log(DL_LOG_WARN,
+               "%s: its chat template is none that is known here, so the text is continued as it is; "
+               "--chat-template NAME forces one",
+               dl_model_name(e->model));
+    return DL_OK;
+}
+
+static int make_sampler(const struct cli_opts *o, struct dl_sampler *s)
+{
+    uint64_t seed = o->seed;
+    if (!cli_given(o, CLI_OPT_SEED)) {
+        struct timespec t;
+        clock_gettime(CLOCK_REALTIME, &t);
+        seed = ((uint64_t)t.tv_sec * 1000000000u + (uint64_t)t.tv_nsec) ^ (uint64_t)getpid() << 40;
+        seed %= 1000000000u; /* short enough to be typed again */
+    }
+    dl_sampler_init(s, seed);
+    s->temperature = cli_given(o, CLI_OPT_TEMP) ? (float)o->temp : o->model ? 0.7f : 0.0f;
+    s->top_p = cli_given(o, CLI_OPT_TOP_P) ? (float)o->top_p : 0.9f;
+    s->top_k = (uint32_t)o->top_k;
+    s->min_p = (float)o->min_p;
+    s->repeat_penalty = cli_given(o, CLI_OPT_PENALTY) ? (float)o->repeat_penalty : 1.0f;
+    if (s->temperature > 0)
+        dl_log(DL_LOG_INFO, "sampler: --seed %llu gives this text again", (unsigned long long)seed);
+    return dl_sampler_check(s);
+}
+
+static int make_stops(const struct cli_opts *o, enum dl_chat_kind kind, struct dl_stops *stops)
+{
+    int err = DL_OK;
+    for (uint32_t i = 0; i < o->stop.n && !err; i++)
+        err = dl_stops_add(stops, o->stop.v[i]);
+    const char *const *own = kind == DL_CHAT_NONE ? NULL : dl_chat_stops(kind);
+    for (; own && *own && !err; own++)
+        err = dl_stops_add(stops, *own);
+    return err;
+}
+
+static int make_tokens(const struct cli_opts *o, const struct cli_engine *e, enum source source, enum dl_chat_kind kind,
+                       const struct dl_str *text, struct dl_tokens *out)
+{
+    int err;
+    if (source == SOURCE_IDS) {
+        err = cli_read_ids("--prompt-ids", o->prompt_ids, strlen(o->prompt_ids), out);
+    } else if (kind == DL_CHAT_NONE) {
+        err = dl_tokenize(e->tok, text->v ? text->v : "", text->len, DL_TOKENIZE_BOS | DL_TOKENIZE_SPECIAL, out);
+    } else {
+        if (text->v && memchr(text->v, 0, text->len))
+            return dl_fail(DL_EINVAL, "prompt: a message may not contain a zero byte");
+        struct dl_chat_msg msgs[2];
+        size_t n = 0;
+        if (o->system)
+            msgs[n++] = (struct dl_chat_msg){"system", o->system};
+        msgs[n++] = (struct dl_chat_msg){"user", text->v ? text->v : ""};
+        err = dl_chat_tokens(e->tok, kind, msgs, n, true, out);
+    }
+    if (!err && !out->len)
+        return dl_fail(DL_EINVAL,
+                       "prompt: it is empty, and the model has no token to begin with; give one with -p TEXT");
+    return err;
+}
+
+static json_t *nodes(const struct cli_gen *g)
+{
+    const struct dl_engine_stats *s = &g->decode;
+    json_t *devices = json_array();
+    for (uint32_t i = 0; i < g->e->n_devices; i++)
+        json_array_append_new(devices, json_string(g->e->devices[i]->kind));
+    return json_pack("[{s:s,s:o,s:f,s:f,s:f,s:f,s:f,s:I,s:I}]", "name", "root", "devices", devices, "share", 1.0,
+                     "compute_ms", (double)s->compute_ns / 1e6, "exchange_ms", (double)s->exchange_ns / 1e6,
+                     "exchange_hidden_ms", (double)s->exchange_hidden_ns / 1e6, "idle_ms", (double)s->idle_ns / 1e6,
+                     "sent_bytes", (json_int_t)s->sent_bytes, "received_bytes", (json_int_t)s->received_bytes);
+}
+
+static int print_json(const struct cli_gen *g)
+{
+    json_t *all = json_pack("{s:I,s:I,s:f,s:f,s:f,s:f,s:s,s:s%,s:o}", "prompt_tokens", (json_int_t)g->n_prompt,
+                            "generated_tokens", (json_int_t)g->n_new, "prefill_tok_s",
+                            cli_per_second(g->n_evaluated, g->prefill_ns), "decode_tok_s",
+                            cli_per_second(g->n_steps, g->decode_ns), "ttft_ms", (double)g->ttft_ns / 1e6, "load_ms",
+                            (double)g->e->load_ns / 1e6, "finish_reason", cli_finish_name(g->finish), "text",
+                            g->text.v ? g->text.v : "", g->text.len, "nodes", nodes(g));
+    char *line = all ? json_dumps(all, JSON_COMPACT | JSON_REAL_PRECISION(9)) : NULL;
+    int err = line ? cli_outf("%s\n", line) : dl_fail(DL_ENOMEM, "run: cannot write the result as JSON");
+    free(line);
+    json_decref(all);
+    return err;
+}
+
+static int answer(const struct cli_opts *o, struct cli_gen *g, enum source source, enum dl_chat_kind kind,
+                  const struct dl_str *text)
+{
+    struct dl_tokens prompt = {0};
+    int err = make_tokens(o, g->e, source, kind, text, &prompt);
+    bool echo = g->show == CLI_SHOW_TEXT && kind == DL_CHAT_NONE && source != SOURCE_IDS;
+    g->at_start = kind != DL_CHAT_NONE || (source != SOURCE_IDS && !text->len);
+    if (!err && echo && text->len)
+        err = cli_out(text->v, text->len);
+    if (!err && echo)
+        err = cli_out_flush();
+    if (!err)
+        err = cli_generate(g, prompt.v, prompt.len);
+    if (!err && g->show != CLI_SHOW_NOTHING)
+        err = cli_out("\n", 1);
+    if (!err && o->json)
+        err = print_json(g);
+    if (!err)
+        err = cli_out_flush();
+    if (!err && !o->quiet)
+        cli_gen_summary(g);
+    dl_tokens_finish(&prompt);
+    return err;
+}
+
+static int run_loaded(const struct cli_opts *o, const struct cli_engine *e, enum source source,
+                      const struct dl_str *text)
+{
+    struct dl_sampler sampler;
+    struct dl_stops stops = {0};
+    struct cli_gen g = {
+        .e = e,
+        .sampler = &sampler,
+        .stops = &stops,
+        .max_new = cli_given(o, CLI_OPT_N) ? o->n : UINT64_MAX,
+        .show = o->json  ? CLI_SHOW_NOTHING
+                : o->ids ? CLI_SHOW_IDS
+                         : CLI_SHOW_TEXT,
+        .dump_name = o->dump_logits,
+    };
+    enum dl_chat_kind kind;
+    int err = find_template(o, e, &kind);
+    if (!err)
+        err = make_sampler(o, &sampler);
+    if (!err)
+        err = make_stops(o, kind, &stops);
+    if (!err && o->dump_logits) {
+        g.dump = fopen(o->dump_logits, "wb");
+        if (!g.dump)
+            err = dl_fail(DL_EIO, "%s: cannot open for writing: %s", o->dump_logits, strerror(errno));
+    }
+    if (!err)
+        err = dl_session_create(e->engine, &g.session);
+    if (!err)
+        err = source == SOURCE_TERMINAL ? cli_chat(o, kind, &g) : answer(o, &g, source, kind, text);
+    if (g.dump && fclose(g.dump) && !err)
+        err = dl_fail(DL_EIO, "%s: cannot write: %s", o->dump_logits, strerror(errno));
+    dl_session_destroy(&g.session);
+    dl_stops_finish(&stops);
+    cli_gen_finish(&g);
+    return err;
+}
+
+int cli_cmd_run(const struct cli_opts *o)
+{
+    struct cli_engine e = {0};
+    struct dl_str text = {0};
+    enum source source = SOURCE_TEXT;
+    int err = check(o);
+    if (!err)
+        err = find_prompt(o, &source, &text);
+    if (!err)
+        err = cli_load(o, 0, 0, &e);
+    if (!err)
+        err = run_loaded(o, &e, source, &text);
+    cli_unload(&e);
+    dl_str_finish(&text);
+    return err;
+}
