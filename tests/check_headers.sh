@@ -11,11 +11,16 @@ cd "${2:-$(dirname "$0")/..}" || exit 1
 bad=0
 n=0
 for header in $(find engine cpu transport shaders cli tests -name '*.h' 2>/dev/null | sort); do
-    n=$((n + 1))
+    isa=
     case $header in
-    cpu/avx2*) isa="-mavx2 -mfma -mf16c" ;;
-    *) isa= ;;
+    cpu/avx2*)
+        case $("$cc" -dumpmachine) in
+        x86_64*) isa="-mavx2 -mfma -mf16c" ;;
+        *) continue ;;
+        esac
+        ;;
     esac
+    n=$((n + 1))
     # shellcheck disable=SC2086
     printf '#include "%s"\n' "$header" |
         "$cc" $isa -std=c17 -D_POSIX_C_SOURCE=200809L -D_DEFAULT_SOURCE -Wall -Wextra -Wstrict-prototypes -Werror -fsyntax-only \
