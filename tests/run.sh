@@ -63,7 +63,7 @@ test_preset() {
         fail "test $preset"
     fi
     printf '   %s of %s passed in %s s\n' "$((all - bad))" "$all" "$(sed -n 's/^Total Test time (real) = *\([0-9.]*\).*/\1/p' "$log")"
-    skips=$(grep -aE '^\[  SKIPPED \] [A-Za-z0-9_]+$|^SKIPPED PART: ' "build/$preset/Testing/Temporary/LastTest.log" | sort | uniq -c)
+    skips=$(grep -aE '^\[  SKIPPED \] [A-Za-z0-9_]+$|^SKIPPED PART: ' "build/$preset/Testing/Temporary/LastTest.log" | sort -u | sed 's/^/   /')
     [ -z "$skips" ] || printf '   skipped:\n%s\n' "$skips"
 }
 
