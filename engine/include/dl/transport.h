@@ -29,8 +29,10 @@ int dl_transport_n_nodes(const dl_transport *t);
  * then. < 0: done never runs. All nodes start the same collectives in the same order. */
 int dl_transport_start(dl_transport *t, const struct dl_xfer *x, dl_xfer_done *done, void *ud);
 
-/* Control messages between two nodes, in order. send copies and does not wait for the peer. recv waits at most timeout_ns;
- * a message larger than cap is DL_ELIMIT and stays queued. DL_EPEER when the node is gone. */
+/* Control messages between two different nodes, in order. send copies and does not wait for the peer; DL_ELIMIT (logged) when
+ * tens of MiB wait for it unread. recv waits at most timeout_ns (UINT64_MAX: for ever; DL_ETIMEDOUT, not logged); a message
+ * larger than cap is DL_ELIMIT (not logged), stays queued, and *n says how large it is. DL_EPEER (logged) when the node is gone
+ * and nothing of it is left to read; DL_ECANCELED when this node is being closed meanwhile. Any thread. */
 int dl_transport_send(dl_transport *t, int node, const void *msg, size_t n);
 int dl_transport_recv(dl_transport *t, int node, void *msg, size_t cap, size_t *n, uint64_t timeout_ns);
 
@@ -39,8 +41,8 @@ struct dl_transport_stats {
 };
 void dl_transport_stats(const dl_transport *t, struct dl_transport_stats *out);
 
-/* Pending collectives end with DL_ECANCELED here and with DL_EPEER at the others. Blocks until their `done`s have run. Nulls *t,
- * accepts &NULL. */
+/* Pending collectives end with DL_ECANCELED here and, unless all nodes had started them, with DL_EPEER at the others. Blocks
+ * until their `done`s have run, so not to be called from one. Nulls *t, accepts &NULL. */
 void dl_transport_close(dl_transport **t);
 
 /* Faults that the loopback can play, for tests. Zero: none. */

@@ -1,0 +1,494 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * transport/loopback.c: a cluster inside one process: for several devices of one node, and for tests, for which it plays slow links
+ * and a node that dies. One lock guards everything; one dispatcher thread copies the slices of a collective once all nodes
+ * have started it, and calls every `done`.
+ *
+ * A collective is settled when its slices are copied or it is known that this will never be. What is settled ends as it is,
+ * however late its `done` is due; only what is not yet settled ends with DL_EPEER when a node goes.
+ */
+#include "dl/transport.h"
+
+#include <pthread.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+
+#include "mailbox.h"
+
+#define MOST_NODES 1024
+
+/* A collective that a node has started and that has not ended for it. */
+struct entry {
+    struct dl_xfer x;
+    dl_xfer_done *done;
+    void *ud;
+    bool settled;
+    int status;
+    uint64_t due_ns;
+};
+
+/* One node. They are part of their cluster and live until all are closed. */
+struct dl_transport {
+    struct cluster *c;
+    int node;
+    bool gone, closing;   /* gone: dead or closed, as the others see it */
+    bool in_done;         /* the dispatcher is in a `done` of this node */
+    uint64_t joined;      /* it takes part in collectives 0 .. joined - 1; fixed once it is gone */
+    uint64_t started;     /* collectives that its owner has started */
+    uint64_t last_due_ns; /* of a `done`: the next one comes no earlier */
+    struct entry *v;      /* those that have not ended, v[head .. len), the last one is number started - 1 */
+    size_t head, len, cap;
+    unsigned n_waiting;     /* threads inside recv */
+    pthread_cond_t changed; /* for recv and close */
+    struct tp_mailbox *from;
+    uint64_t rng_coll, rng_msg;
+    struct dl_transport_stats stats;
+};
+
+struct cluster {
+    pthread_mutex_t lock;
+    pthread_cond_t wake; /* the dispatcher */
+    pthread_t dispatcher;
+    struct dl_loopback_faults faults;
+    int n_nodes, n_open;
+    bool quit, said;         /* said: the log knows that a node is gone */
+    struct dl_xfer *scratch; /* one per node; the dispatcher's */
+    uint64_t round;          /* collectives whose slices are copied, or being copied */
+    uint64_t limit;          /* collectives from here on will never have all nodes */
+    struct dl_transport nodes[];
+};
+
+static uint64_t random_of(uint64_t *state) /* SplitMix64 */
+{
+    uint64_t z = (*state += 0x9e3779b97f4a7c15u);
+    z = (z ^ z >> 30) * 0xbf58476d1ce4e5b9u;
+    z = (z ^ z >> 27) * 0x94d049bb133111ebu;
+    return z ^ z >> 31;
+}
+
+static uint64_t later(uint64_t t, uint64_t ns)
+{
+    return t > UINT64_MAX - ns ? UINT64_MAX : t + ns;
+}
+
+static uint64_t arrival(const struct cluster *c, uint64_t *rng)
+{
+    const struct dl_loopback_faults *f = &c->faults;
+    if (!f->delay_ns && !f->jitter_ns)
+        return 0;
+    return later(later(dl_now_ns(), f->delay_ns), f->jitter_ns ? random_of(rng) % f->jitter_ns : 0);
+}
+
+/* Waits for a signal, at most until `at` (UINT64_MAX: for ever). */
+static void wait_until(struct cluster *c, pthread_cond_t *cond, uint64_t at)
+{
+    if (at == UINT64_MAX) {
+        pthread_cond_wait(cond, &c->lock);
+        return;
+    }
+    struct timespec t = {.tv_sec = (time_t)(at / 1000000000u), .tv_nsec = (long)(at % 1000000000u)};
+    (void)pthread_cond_timedwait(cond, &c->lock, &t);
+}
+
+/* A node takes part in nothing from collective `joined` on. Locked. */
+static void leave(struct dl_transport *t)
+{
+    struct cluster *c = t->c;
+    t->gone = true;
+    c->limit = DL_MIN(c->limit, t->joined);
+    for (int i = 0; i < c->n_nodes; i++)
+        pthread_cond_broadcast(&c->nodes[i].changed);
+    pthread_cond_signal(&c->wake);
+}
+
+/* ------------------------------------------------------------------------------------------- the dispatcher */
+
+static bool receives(enum dl_xfer_kind kind, int node, int from)
+{
+    if (node == from)
+        return false;
+    return kind == DL_XFER_ALL_GATHER || (kind == DL_XFER_BROADCAST ? from == 0 : node == 0);
+}
+
+static struct entry *entry_of(struct dl_transport *t, uint64_t number)
+{
+    return &t->v[t->len - (size_t)(t->started - number)];
+}
+
+static void settle(struct dl_transport *t, struct entry *e, int status, uint64_t due_ns)
+{
+    e->settled = true;
+    e->status = status;
+    e->due_ns = t->last_due_ns = DL_MAX(due_ns, t->last_due_ns);
+}
+
+/* All nodes have started the collective `round`: copies its slices with the lock released, which nobody disturbs, since only the
+ * dispatcher ends an entry and the data is pinned until then. */
+static void exchange(struct cluster *c)
+{
+    struct dl_xfer *x = c->scratch;
+    uint64_t number = c->round++;
+    const int n = c->n_nodes;
+    int status = DL_OK;
+    for (int i = 0; i < n; i++) {
+        x[i] = entry_of(&c->nodes[i], number)->x;
+        if (x[i].kind != x[0].kind || x[i].slice_bytes != x[0].slice_bytes)
+            status = dl_fail(
+                DL_EINVAL, "transport: collective %llu is kind %d of %zu bytes on node 0, kind %d of %zu on node %d",
+                (unsigned long long)number, (int)x[0].kind, x[0].slice_bytes, (int)x[i].kind, x[i].slice_bytes, i);
+    }
+    pthread_mutex_unlock(&c->lock);
+    const size_t bytes = x[0].slice_bytes;
+    for (int to = 0; to < n && !status && bytes; to++)
+        for (int from = 0; from < n; from++) {
+            unsigned char *dst = (unsigned char *)x[to].data + (size_t)from * x[to].slice_stride;
+            const unsigned char *src = (const unsigned char *)x[from].data + (size_t)from * x[from].slice_stride;
+            if (receives(x[0].kind, to, from) && dst != src) /* nodes may share one buffer */
+                memcpy(dst, src, bytes);
+        }
+    pthread_mutex_lock(&c->lock);
+    for (int to = 0; to < n; to++) {
+        struct dl_transport *t = &c->nodes[to];
+        uint64_t due = 0;
+        for (int from = 0; from < n; from++)
+            if (receives(x[0].kind, to, from)) {
+                uint64_t at = arrival(c, &c->nodes[from].rng_coll);
+                due = DL_MAX(due, at);
+                if (!status) {
+                    t->stats.received_bytes += bytes;
+                    c->nodes[from].stats.sent_bytes += bytes;
+                }
+            }
+        settle(t, entry_of(t, number), status, due);
+    }
+}
+
+static int who_is_gone(const struct cluster *c)
+{
+    int i = 0;
+    while (i < c->n_nodes - 1 && !(c->nodes[i].gone && c->nodes[i].joined == c->limit))
+        i++;
+    return i;
+}
+
+static bool all_joined(const struct cluster *c)
+{
+    for (int i = 0; i < c->n_nodes; i++)
+        if (c->nodes[i].joined <= c->round)
+            return false;
+    return true;
+}
+
+/* What can never have all nodes has lost one; what a node that is closing has not heard of yet is cancelled, and at once. */
+static void settle_hopeless(struct cluster *c)
+{
+    if (c->limit == UINT64_MAX) /* nobody is gone */
+        return;
+    for (int i = 0; i < c->n_nodes; i++) {
+        struct dl_transport *t = &c->nodes[i];
+        for (size_t k = t->head; k < t->len; k++) {
+            struct entry *e = &t->v[k];
+            if (t->closing) {
+                e->status = e->settled && e->status ? e->status : DL_ECANCELED;
+                e->settled = true;
+                e->due_ns = 0;
+            } else if (!e->settled && t->started - (t->len - k) >= c->limit) {
+                if (!c->said)
+                    dl_log(DL_LOG_ERROR, "transport: node %d is gone: what it takes part in fails", who_is_gone(c));
+                c->said = true;
+                settle(t, e, DL_EPEER, 0);
+            }
+        }
+    }
+}
+
+/* The node whose oldest entry is settled and due first, NULL where none is settled. */
+static struct dl_transport *next_due(struct cluster *c)
+{
+    struct dl_transport *first = NULL;
+    for (int i = 0; i < c->n_nodes; i++) {
+        struct dl_transport *t = &c->nodes[i];
+        if (t->head < t->len && t->v[t->head].settled &&
+            (!first || t->v[t->head].due_ns < first->v[first->head].due_ns))
+            first = t;
+    }
+    return first;
+}
+
+static void finish(struct cluster *c, struct dl_transport *t)
+{
+    struct entry e = t->v[t->head++];
+    if (t->head == t->len)
+        t->head = t->len = 0;
+    t->in_done = true;
+    pthread_mutex_unlock(&c->lock);
+    e.done(e.ud, e.status);
+    pthread_mutex_lock(&c->lock);
+    t->in_done = false;
+    if (t->closing && !t->len)
+        pthread_cond_broadcast(&t->changed);
+}
+
+static void *dispatch(void *arg)
+{
+    struct cluster *c = arg;
+    pthread_mutex_lock(&c->lock);
+    while (!c->quit) {
+        settle_hopeless(c);
+        struct dl_transport *t = next_due(c);
+        uint64_t due = t ? t->v[t->head].due_ns : UINT64_MAX;
+        if (t && (!due || due <= dl_now_ns()))
+            finish(c, t);
+        else if (c->round < c->limit && all_joined(c))
+            exchange(c);
+        else
+            wait_until(c, &c->wake, due);
+    }
+    pthread_mutex_unlock(&c->lock);
+    return NULL;
+}
+
+/* ------------------------------------------------------------------------------------------------ the front */
+
+int dl_transport_node(const dl_transport *t)
+{
+    return t->node;
+}
+int dl_transport_n_nodes(const dl_transport *t)
+{
+    return t->c->n_nodes;
+}
+
+static int check_xfer(const struct cluster *c, const struct dl_xfer *x)
+{
+    size_t bytes;
+    if ((unsigned)x->kind > DL_XFER_GATHER_ROOT)
+        return dl_fail(DL_EINVAL, "transport: there is no kind %d of collectives", (int)x->kind);
+    if (x->slice_bytes > x->slice_stride && c->n_nodes > 1)
+        return dl_fail(DL_EINVAL, "transport: slices of %zu bytes are only %zu apart", x->slice_bytes, x->slice_stride);
+    if (!dl_mul_size((size_t)c->n_nodes, x->slice_stride, &bytes) || (!x->data && x->slice_bytes))
+        return dl_fail(DL_EINVAL, "transport: %d slices that are %zu apart are no memory", c->n_nodes, x->slice_stride);
+    return DL_OK;
+}
+
+static int push(struct dl_transport *t, const struct entry *e)
+{
+    if (t->head && t->len == t->cap) {
+        memmove(t->v, t->v + t->head, (t->len - t->head) * sizeof *t->v);
+        t->len -= t->head;
+        t->head = 0;
+    }
+    void *v = t->v;
+    int err = dl_grow(&v, &t->cap, t->len + 1, sizeof *t->v);
+    t->v = v;
+    if (!err)
+        t->v[t->len++] = *e;
+    return err;
+}
+
+int dl_transport_start(dl_transport *t, const struct dl_xfer *x, dl_xfer_done *done, void *ud)
+{
+    struct cluster *c = t->c;
+    int err = check_xfer(c, x);
+    if (err)
+        return err;
+    pthread_mutex_lock(&c->lock);
+    err = t->closing ? DL_ECANCELED : push(t, &(struct entry){.x = *x, .done = done, .ud = ud});
+    if (!err) {
+        t->started++;
+        if (!t->gone && c->faults.die_after == t->started && c->faults.die_node == t->node)
+            leave(t);
+        else if (!t->gone)
+            t->joined = t->started;
+        if (c->limit != UINT64_MAX || all_joined(c))
+            pthread_cond_signal(&c->wake);
+    }
+    pthread_mutex_unlock(&c->lock);
+    return err;
+}
+
+static int check_peer(const struct dl_transport *t, int node)
+{
+    if (node < 0 || node >= t->c->n_nodes || node == t->node)
+        return dl_fail(DL_EINVAL, "transport: node %d has no peer %d among %d nodes", t->node, node, t->c->n_nodes);
+    return DL_OK;
+}
+
+static int gone(const struct dl_transport *t, int node)
+{
+    return dl_fail(DL_EPEER, "transport: node %d has lost node %d", t->node, node);
+}
+
+int dl_transport_send(dl_transport *t, int node, const void *msg, size_t n)
+{
+    struct cluster *c = t->c;
+    int err = check_peer(t, node);
+    if (err)
+        return err;
+    struct tp_mailbox *box = &c->nodes[node].from[t->node];
+    struct tp_msg *copy = NULL;
+    if (tp_mailbox_fits(&(struct tp_mailbox){0}, n) && !(copy = tp_msg_make(msg, n)))
+        return DL_ENOMEM;
+    pthread_mutex_lock(&c->lock);
+    if (t->closing) {
+        err = DL_ECANCELED;
+    } else if (t->gone || c->nodes[node].gone) {
+        err = gone(t, node);
+    } else if (!copy || !tp_mailbox_fits(box, n)) {
+        err = dl_fail(DL_ELIMIT, "transport: node %d does not read: %zu bytes wait for it, %zu more are too many", node,
+                      box->bytes, n);
+    } else {
+        tp_mailbox_put(box, copy, arrival(c, &t->rng_msg));
+        copy = NULL;
+        t->stats.sent_bytes += n;
+        pthread_cond_broadcast(&c->nodes[node].changed);
+    }
+    pthread_mutex_unlock(&c->lock);
+    free(copy);
+    return err;
+}
+
+int dl_transport_recv(dl_transport *t, int node, void *msg, size_t cap, size_t *n, uint64_t timeout_ns)
+{
+    struct cluster *c = t->c;
+    int err = check_peer(t, node);
+    if (err)
+        return err;
+    struct tp_mailbox *box = &t->from[node];
+    struct tp_msg *got = NULL;
+    const uint64_t deadline = later(dl_now_ns(), timeout_ns);
+    pthread_mutex_lock(&c->lock);
+    t->n_waiting++;
+    for (;;) {
+        uint64_t now = dl_now_ns(), due = box->first ? box->first->due_ns : UINT64_MAX;
+        if (t->closing) {
+            err = DL_ECANCELED;
+        } else if (t->gone || (!box->first && c->nodes[node].gone)) {
+            err = gone(t, node);
+        } else if (box->first && due <= now) {
+            *n = box->first->n;
+            if (*n > cap)
+                err = DL_ELIMIT;
+            else
+                got = tp_mailbox_take(box);
+        } else if (now >= deadline) {
+            err = DL_ETIMEDOUT;
+        } else {
+            wait_until(c, &t->changed, DL_MIN(deadline, due));
+            continue;
+        }
+        break;
+    }
+    t->n_waiting--;
+    if (got)
+        t->stats.received_bytes += got->n;
+    if (t->closing)
+        pthread_cond_broadcast(&t->changed);
+    pthread_mutex_unlock(&c->lock);
+    if (got && got->n)
+        memcpy(msg, got->bytes, got->n);
+    free(got);
+    return err;
+}
+
+void dl_transport_stats(const dl_transport *t, struct dl_transport_stats *out)
+{
+    pthread_mutex_lock(&t->c->lock);
+    *out = t->stats;
+    pthread_mutex_unlock(&t->c->lock);
+}
+
+/* ------------------------------------------------------------------------------------------- open and close */
+
+/* Everything but the dispatcher, which has ended or never was. */
+static void cluster_free(struct cluster *c)
+{
+    for (int i = 0; i < c->n_nodes; i++) {
+        struct dl_transport *t = &c->nodes[i];
+        for (int k = 0; k < c->n_nodes && t->from; k++)
+            tp_mailbox_finish(&t->from[k]);
+        pthread_cond_destroy(&t->changed);
+        free(t->from);
+        free(t->v);
+    }
+    pthread_cond_destroy(&c->wake);
+    pthread_mutex_destroy(&c->lock);
+    free(c->scratch);
+    free(c);
+}
+
+void dl_transport_close(dl_transport **transport)
+{
+    struct dl_transport *t = *transport;
+    *transport = NULL;
+    if (!t)
+        return;
+    struct cluster *c = t->c;
+    pthread_mutex_lock(&c->lock);
+    t->closing = true;
+    t->joined = DL_MIN(t->joined, c->round);
+    leave(t);
+    while (t->len || t->in_done || t->n_waiting)
+        pthread_cond_wait(&t->changed, &c->lock);
+    bool last = --c->n_open == 0;
+    c->quit = last;
+    pthread_cond_signal(&c->wake);
+    pthread_mutex_unlock(&c->lock);
+    if (last) {
+        pthread_join(c->dispatcher, NULL);
+        cluster_free(c);
+    }
+}
+
+/* Timeouts are on the clock of dl_now_ns. */
+static void cond_init(pthread_cond_t *cond)
+{
+    pthread_condattr_t attr;
+    pthread_condattr_init(&attr);
+    pthread_condattr_setclock(&attr, CLOCK_MONOTONIC);
+    pthread_cond_init(cond, &attr);
+    pthread_condattr_destroy(&attr);
+}
+
+int dl_loopback_open(int n_nodes, const struct dl_loopback_faults *faults, dl_transport **out)
+{
+    if (n_nodes < 1 || n_nodes > MOST_NODES)
+        return dl_fail(DL_EINVAL, "transport: %d nodes in one process: 1 to %d are possible", n_nodes, MOST_NODES);
+    if (faults && faults->die_after && (faults->die_node < 0 || faults->die_node >= n_nodes))
+        return dl_fail(DL_EINVAL, "transport: node %d cannot die, there are %d nodes", faults->die_node, n_nodes);
+    for (int i = 0; i < n_nodes; i++)
+        out[i] = NULL;
+    const size_t n = (size_t)n_nodes;
+    struct cluster *c = dl_calloc(1, sizeof *c + n * sizeof c->nodes[0]);
+    if (!c)
+        return DL_ENOMEM;
+    c->n_nodes = c->n_open = n_nodes;
+    c->limit = UINT64_MAX;
+    if (faults)
+        c->faults = *faults;
+    pthread_mutex_init(&c->lock, NULL);
+    cond_init(&c->wake);
+    c->scratch = dl_calloc(n, sizeof *c->scratch);
+    int err = c->scratch ? DL_OK : DL_ENOMEM;
+    uint64_t seed = c->faults.seed;
+    for (int i = 0; i < n_nodes; i++) {
+        struct dl_transport *t = &c->nodes[i];
+        *t = (struct dl_transport){.c = c, .node = i, .rng_coll = random_of(&seed), .rng_msg = random_of(&seed)};
+        cond_init(&t->changed);
+        t->from = dl_calloc(n, sizeof *t->from);
+        err = t->from ? err : DL_ENOMEM;
+    }
+    if (!err) {
+        int code = pthread_create(&c->dispatcher, NULL, dispatch, c);
+        if (code)
+            err = dl_fail(DL_EIO, "transport: cannot start a thread: %s", strerror(code));
+    }
+    if (err) {
+        cluster_free(c);
+        return err;
+    }
+    for (int i = 0; i < n_nodes; i++)
+        out[i] = &c->nodes[i];
+    return DL_OK;
+}
