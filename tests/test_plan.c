@@ -1,0 +1,300 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * tests/test_plan.c: slices cover a model exactly once; plans of every family, node count and weight type pass the checker; the checker
+ * refuses each way to break one.
+ */
+#include "common.h"
+
+#include "dl/model.h"
+
+static const enum dl_type weight_types[] = {DL_F32, DL_F16, DL_BF16, DL_Q40, DL_Q80};
+
+static struct dl_model_header header(bool moe, bool extras)
+{
+    struct dl_model_header h = {.arch = moe ? DL_ARCH_QWEN3_MOE : DL_ARCH_LLAMA,
+                                .dim = 256,
+                                .hidden_dim = 704,
+                                .n_layers = 3,
+                                .n_heads = 8,
+                                .n_kv_heads = 4,
+                                .head_dim = 32,
+                                .vocab = 515,
+                                .max_seq = 256,
+                                .norm_eps = 1e-5f,
+                                .n_rot = 32,
+                                .rope_theta = 10000,
+                                .qkv_bias = extras,
+                                .qk_norm = extras};
+    if (moe) {
+        h.n_experts = 8;
+        h.n_experts_used = 2;
+        h.expert_dim = 96;
+        h.hidden_dim = 0;
+    }
+    return h;
+}
+
+static struct dl_tensor_types types_of(const struct dl_model_header *h, enum dl_type t)
+{
+    struct dl_tensor_types types = {.output = t,
+                                    .layer = dl_xcalloc((size_t)h->n_layers * DL_T_COUNT, sizeof(enum dl_type))};
+    for (uint32_t l = 0; l < h->n_layers; l++)
+        for (int id = 0; id < DL_T_COUNT; id++) {
+            bool vector = id == DL_T_ATTN_NORM || id == DL_T_FFN_NORM || id == DL_T_ATTN_Q_NORM ||
+                          id == DL_T_ATTN_K_NORM || id == DL_T_ATTN_Q_BIAS || id == DL_T_ATTN_K_BIAS ||
+                          id == DL_T_ATTN_V_BIAS || id == DL_T_MOE_ROUTER;
+            types.layer[l * DL_T_COUNT + (uint32_t)id] = vector ? DL_F32 : t;
+        }
+    return types;
+}
+
+static const struct dl_plan_opts plan_opts = {
+    .max_tokens = 16, .max_out = 4, .kv_blocks = 8, .kv_type = DL_F16, .wire = DL_Q80};
+
+static struct dl_model_plan *build(bool moe, bool extras, enum dl_type t, uint32_t node, uint32_t n,
+                                   const double *weights)
+{
+    struct dl_model_header h = header(moe, extras);
+    struct dl_tensor_types types = types_of(&h, t);
+    struct dl_slice *slices = dl_xcalloc(n, sizeof *slices);
+    struct dl_model_plan *mp = NULL;
+    assert_int_equal(dl_slices_make(&h, t == DL_Q40 || t == DL_Q80 ? 32 : 4, weights, n, slices), 0);
+    assert_int_equal(dl_plan_build(&h, &types, slices, node, n, &plan_opts, &mp), 0);
+    free(slices);
+    dl_tensor_types_finish(&types);
+    return mp;
+}
+
+static void slices_cover_once(void **state)
+{
+    (void)state;
+    static const uint32_t dims[][4] = {/* heads, kv, head_dim, ffn */
+                                       {32, 8, 64, 8192}, {128, 8, 128, 53248}, {8, 4, 32, 704},  {52, 4, 80, 1000},
+                                       {6, 2, 16, 172},   {1, 1, 8, 32},        {64, 64, 128, 96}};
+    uint64_t rng = 5;
+    for (size_t c = 0; c < DL_COUNT_OF(dims); c++)
+        for (uint32_t unit = 4; unit <= 32; unit *= 8)
+            for (uint32_t n = 1; n <= 17; n++)
+                for (int uneven = 0; uneven < 3; uneven++) {
+                    struct dl_model_header h = header(false, false);
+                    h.n_heads = dims[c][0], h.n_kv_heads = dims[c][1], h.head_dim = dims[c][2],
+                    h.hidden_dim = dims[c][3];
+                    struct dl_slice s[17];
+                    double w[17];
+                    for (uint32_t i = 0; i < n; i++)
+                        w[i] = uneven == 1 ? 1.0 + (double)(test_rand(&rng) % 9) : i ? 1.0 : 1000.0;
+                    assert_int_equal(dl_slices_make(&h, unit, uneven ? w : NULL, n, s), 0);
+                    uint32_t head = 0, ffn = 0, vocab = 0, group = h.n_heads / h.n_kv_heads;
+                    for (uint32_t i = 0; i < n; i++) {
+                        if (s[i].n_heads) {
+                            assert_int_equal(s[i].head0, head);
+                            assert_int_equal(s[i].kv0, head / group);
+                            assert_int_equal(s[i].kv0 + s[i].n_kv_heads - 1, (head + s[i].n_heads - 1) / group);
+                            assert_true(head * h.head_dim % unit == 0 || head + s[i].n_heads == h.n_heads);
+                        }
+                        if (s[i].n_ffn) {
+                            assert_int_equal(s[i].ffn0, ffn);
+                            assert_int_equal(ffn % unit, 0);
+                        }
+                        head += s[i].n_heads, ffn += s[i].n_ffn, vocab += s[i].n_vocab;
+                    }
+                    assert_int_equal(head, h.n_heads);
+                    assert_int_equal(ffn, h.hidden_dim);
+                    assert_int_equal(vocab, h.vocab);
+                }
+}
+
+static void shares_are_kept(void **state)
+{
+    (void)state;
+    struct dl_model_header h = header(false, false);
+    h.hidden_dim = 8192;
+    struct dl_slice s[3];
+    const double w[] = {3, 1, 2};
+    assert_int_equal(dl_slices_make(&h, 32, w, 3, s), 0);
+    assert_true(s[0].n_ffn > s[2].n_ffn && s[2].n_ffn > s[1].n_ffn);
+    assert_in_range(s[0].n_ffn, 4096 - 128, 4096 + 128);
+    const double bad[] = {1, 0, 1};
+    struct test_log log = {0};
+    dl_log_set(test_log_sink, &log, DL_LOG_WARN);
+    assert_int_equal(dl_slices_make(&h, 32, bad, 3, s), DL_EINVAL);
+    assert_non_null(strstr(log.last, "node 1"));
+    dl_log_set(NULL, NULL, DL_LOG_WARN);
+}
+
+static void every_plan_passes(void **state)
+{
+    (void)state;
+    static const double uneven[] = {3, 1, 2, 1, 1, 5, 1, 1};
+    for (int moe = 0; moe < 2; moe++)
+        for (int extras = 0; extras < 2; extras++)
+            for (size_t t = 0; t < DL_COUNT_OF(weight_types); t++)
+                for (uint32_t n = 1; n <= 8; n++)
+                    for (uint32_t node = 0; node < n; node++) {
+                        struct dl_model_plan *mp =
+                            build(moe, extras, weight_types[t], node, n, node % 2 ? uneven : NULL);
+                        uint32_t runs = 0, exchanges = 0;
+                        for (uint32_t i = 0; i < mp->plan.n_steps; i++)
+                            *(mp->plan.steps[i].kind == DL_STEP_RUN ? &runs : &exchanges) += 1;
+                        assert_int_equal(exchanges, n == 1 ? 0 : 6); /* two a layer, whatever the batch */
+                        assert_int_equal(runs, exchanges + 1);
+                        dl_plan_destroy(&mp);
+                        assert_null(mp);
+                    }
+}
+
+static struct dl_op *find_op(struct dl_plan *p, enum dl_opcode code)
+{
+    for (uint32_t i = 0; i < p->n_ops; i++)
+        if (p->ops[i].code == code)
+            return &p->ops[i];
+    fail_msg("plan has no %s", dl_op_name(code));
+    return NULL;
+}
+
+static struct dl_step *find_step(struct dl_plan *p, enum dl_step_kind kind, int nth)
+{
+    for (uint32_t i = 0; i < p->n_steps; i++)
+        if (p->steps[i].kind == kind && nth-- == 0)
+            return &p->steps[i];
+    fail_msg("plan has no such step");
+    return NULL;
+}
+
+static void breaks(int how, struct dl_plan *p)
+{
+    struct dl_op *mm = find_op(p, DL_OP_MATMUL);
+    switch (how) {
+    case 0:
+        mm->src[1].cols -= 32;
+        break; /* inner sizes differ */
+    case 1:
+        mm->src[0].type = DL_F32;
+        break; /* view type is not the buffer's */
+    case 2:
+        mm->dst.offset += p->bufs[mm->dst.buf].bytes;
+        break; /* outside */
+    case 3:
+        mm->dst.buf = p->n_bufs;
+        break; /* no such buffer */
+    case 4:
+        mm->dst = find_op(p, DL_OP_CONVERT)->src[0];
+        break; /* writes an INPUT */
+    case 5:
+        find_op(p, DL_OP_RMS_NORM)->u.norm.group = 7;
+        break; /* not whole groups */
+    case 6:
+        find_op(p, DL_OP_ROPE)->u.rope.n_rot = 33;
+        break; /* odd */
+    case 7:
+        find_op(p, DL_OP_ATTENTION)->u.attn.group = 1;
+        break; /* heads without a KV head */
+    case 8:
+        find_op(p, DL_OP_KV_STORE)->u.kv.n_kv_heads++;
+        break; /* not the columns */
+    case 9:
+        find_op(p, DL_OP_ATTENTION)->src[2].rows -= 32;
+        break; /* K and V differ */
+    case 10:
+        find_op(p, DL_OP_GATHER_ROWS)->count = DL_COUNT_TOKENS;
+        break;
+    case 11:
+        find_op(p, DL_OP_MERGE)->u.merge.n_slices++;
+        break; /* past the wire buffer */
+    case 12:
+        mm->mult = 0;
+        break;
+    case 13:
+        mm->code = DL_OP_COUNT;
+        break;
+    case 14:
+        find_step(p, DL_STEP_RUN, 1)->wait = 0;
+        break; /* does not wait for the exchange it merges */
+    case 15:
+        find_step(p, DL_STEP_RUN, 1)->signal = 1;
+        break; /* does not ascend */
+    case 16:
+        find_step(p, DL_STEP_EXCHANGE, 0)->wait = 0;
+        break; /* sends before it is computed */
+    case 17:
+        find_step(p, DL_STEP_EXCHANGE, 0)->wait = 99;
+        break; /* nobody signals that */
+    case 18:
+        find_step(p, DL_STEP_RUN, 1)->first_op++;
+        break; /* an op is in no step */
+    case 19:
+        find_step(p, DL_STEP_EXCHANGE, 0)->slice_bytes -= 34;
+        break; /* slices overlap */
+    case 20:
+        find_step(p, DL_STEP_EXCHANGE, 0)->view.buf = mm->dst.buf;
+        break; /* not wire memory */
+    case 21:
+        p->bufs[0].bytes++;
+        break;
+    case 22:
+        p->n_slices = 0;
+        break;
+    case 23:
+        find_op(p, DL_OP_GLU)->dst = find_op(p, DL_OP_GLU)->src[0], find_op(p, DL_OP_GLU)->dst.offset += 4;
+        break;
+    case 24:
+        mm->src[0].offset += 1;
+        break; /* off block borders */
+    case 25:
+        p->n_steps--;
+        break;
+    case 26:
+        find_op(p, DL_OP_GLU)->u.glu.act = (enum dl_act_fn)9;
+        break;
+    default:
+        fail();
+    }
+}
+
+static void broken_plans_are_refused(void **state)
+{
+    (void)state;
+    struct test_log log = {0};
+    for (int how = 0; how < 27; how++) {
+        struct dl_model_plan *mp = build(false, true, DL_Q40, 0, 2, NULL);
+        assert_int_equal(dl_plan_check(&mp->plan), 0);
+        breaks(how, &mp->plan);
+        log.n = 0;
+        dl_log_set(test_log_sink, &log, DL_LOG_WARN);
+        int err = dl_plan_check(&mp->plan);
+        dl_log_set(NULL, NULL, DL_LOG_WARN);
+        if (err != DL_EINVAL || log.n != 1)
+            fail_msg("break %d: check gave %d with %u lines (%s)", how, err, log.n, log.last);
+        dl_plan_destroy(&mp);
+    }
+}
+
+static void conflicts(void **state)
+{
+    (void)state;
+    struct dl_view a = {0, 4, 8, DL_F32, 0, 96}, b = a, none = {.buf = DL_NO_BUF};
+    b.offset = 32; /* the next 8 columns of the same rows */
+    struct dl_op w = {.code = DL_OP_ADD, .dst = a, .src = {none, none, none}};
+    struct dl_op r = {
+        .code = DL_OP_ADD, .dst = {.buf = 9, .rows = 4, .cols = 8, .row_bytes = 32}, .src = {b, none, none}};
+    assert_false(dl_op_conflict(&w, &r));
+    r.src[0].offset = 28; /* one column too many */
+    assert_true(dl_op_conflict(&w, &r));
+    r.src[0] = a;
+    assert_true(dl_op_conflict(&w, &r)); /* read after write */
+    assert_true(dl_op_conflict(&r, &w)); /* write after read */
+    r.src[0].buf = 1;
+    assert_false(dl_op_conflict(&w, &r));
+    r.dst = a;
+    assert_true(dl_op_conflict(&w, &r)); /* write after write */
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(slices_cover_once), cmocka_unit_test(shares_are_kept),
+        cmocka_unit_test(every_plan_passes), cmocka_unit_test(broken_plans_are_refused),
+        cmocka_unit_test(conflicts),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
