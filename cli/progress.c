@@ -14,7 +14,9 @@
 void cli_progress_init(struct cli_progress *p, const struct cli_opts *o)
 {
     const char *term = getenv("TERM");
-    *p = (struct cli_progress){.on = !o->quiet && isatty(STDERR_FILENO) && term && strcmp(term, "dumb") != 0};
+    /* Work that is done in a moment shows nothing. */
+    *p = (struct cli_progress){.next_ns = dl_now_ns() + EVERY_NS,
+                               .on = !o->quiet && isatty(STDERR_FILENO) && term && strcmp(term, "dumb") != 0};
 }
 
 void cli_progress_clear(struct cli_progress *p)

@@ -229,12 +229,35 @@ static void test_lines(void **state)
     tty_clean(&t);
 }
 
+/* What a model says does not drive the terminal: byte tokens of ESC, BEL and C1 CSI are left out, text stays. */
+static void test_control_characters(void **state)
+{
+    (void)state;
+    NEED_BIN();
+    NEED_DATA(gguf, STORIES);
+    /* Byte b is token 3 + b. */
+    static const char ids[] = "68 30 94 10 197 158 69 12 70";
+    struct e2e r;
+    E2E(&r, "tokenize", gguf, "--decode", "-p", ids);
+    E2E_STATUS(&r, 0);
+    assert_string_equal(r.out, "A\x1b[\x07\xc2\x9b"
+                               "B\tC"); /* not on a terminal: exactly */
+    e2e_free(&r);
+    struct tty t;
+    tty_start(&t, (const char *const[]){"tokenize", gguf, "--decode", "-p", ids, NULL});
+    expect(&t, "C");
+    assert_int_equal(tty_end(&t), 0);
+    assert_string_equal(t.seen, "A[B\tC");
+    tty_clean(&t);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_conversation),
         cmocka_unit_test(test_interrupts),
         cmocka_unit_test(test_lines),
+        cmocka_unit_test(test_control_characters),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

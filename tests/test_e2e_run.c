@@ -239,6 +239,39 @@ static void test_interrupt(void **state)
     e2e_free(&r);
 }
 
+/* A second Ctrl-C does not wait for anything: here a large batch of the prompt is under way. */
+static void test_second_interrupt(void **state)
+{
+    (void)state;
+    NEED_BIN();
+    NEED_DATA(gguf, STORIES);
+    size_t n = 40000;
+    char path[64], *text = malloc(n), buf[64];
+    assert_non_null(text);
+    for (size_t i = 0; i < n; i++)
+        text[i] = "zqx "[i % 4];
+    e2e_temp(path, text, n);
+    free(text);
+    struct e2e_proc p;
+    struct e2e r;
+    uint64_t start = dl_now_ns();
+    e2e_start(&p,
+              (const char *const[]){"run", gguf, "-f", path, "--ctx", "100000", "--batch", "65536", "--threads", "1",
+                                    "--quiet", NULL},
+              NULL);
+    assert_true(read(p.out, buf, sizeof buf) > 0); /* the prompt is shown, its evaluation begins */
+    usleep(200000);
+    kill(p.pid, SIGINT);
+    usleep(200000);
+    assert_int_equal(waitpid(p.pid, NULL, WNOHANG), 0); /* the first one waits for the batch */
+    kill(p.pid, SIGINT);
+    e2e_finish(&p, NULL, 0, &r);
+    E2E_STATUS(&r, E2E_SIGNALLED + SIGINT);
+    assert_true(dl_now_ns() - start < (uint64_t)30 * 1000000000u);
+    e2e_free(&r);
+    unlink(path);
+}
+
 static void test_broken_outputs(void **state)
 {
     (void)state;
@@ -365,10 +398,18 @@ static void test_perplexity(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_text),      cmocka_unit_test(test_prompt_sources), cmocka_unit_test(test_ids_and_logits),
-        cmocka_unit_test(test_json),      cmocka_unit_test(test_stops),          cmocka_unit_test(test_sampling),
-        cmocka_unit_test(test_templates), cmocka_unit_test(test_interrupt),      cmocka_unit_test(test_broken_outputs),
-        cmocka_unit_test(test_demo),      cmocka_unit_test(test_perplexity),
+        cmocka_unit_test(test_text),
+        cmocka_unit_test(test_prompt_sources),
+        cmocka_unit_test(test_ids_and_logits),
+        cmocka_unit_test(test_json),
+        cmocka_unit_test(test_stops),
+        cmocka_unit_test(test_sampling),
+        cmocka_unit_test(test_templates),
+        cmocka_unit_test(test_interrupt),
+        cmocka_unit_test(test_second_interrupt),
+        cmocka_unit_test(test_broken_outputs),
+        cmocka_unit_test(test_demo),
+        cmocka_unit_test(test_perplexity),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
