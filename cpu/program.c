@@ -38,12 +38,15 @@ struct cpu_program {
 
 cpu_kernel *cpu_pick(const struct dl_op *op, unsigned isa)
 {
-    cpu_kernel *kernel = NULL;
+    /* ref knows every op: what it has no kernel for is no op, and the other sets need not check types as strictly. */
+    cpu_kernel *ref = cpu_ref_pick(op), *kernel = NULL;
 #ifdef CPU_HAVE_AVX2
-    if (isa & CPU_ISA_AVX2)
+    if (ref && isa & CPU_ISA_AVX2)
         kernel = cpu_avx2_pick(op);
+#else
+    (void)isa;
 #endif
-    return kernel || !(isa & CPU_ISA_REF) ? kernel : cpu_ref_pick(op);
+    return kernel ? kernel : ref;
 }
 
 static uint8_t *address(const struct dl_view *v, uint8_t *const *base)
