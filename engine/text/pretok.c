@@ -136,6 +136,7 @@ static const struct {
 };
 
 struct eng_pretok {
+    pcre2_match_context *limits;
     pcre2_code *stages[MAX_STAGES];
     size_t n;
 };
@@ -165,6 +166,13 @@ int eng_pretok_create(const char *pre, size_t n, const char *file, struct eng_pr
     if (k == DL_COUNT_OF(known))
         return unknown_name(pre, n, file);
     struct eng_pretok *p = dl_xcalloc(1, sizeof *p);
+    p->limits = pcre2_match_context_create(NULL);
+    if (!p->limits) {
+        eng_pretok_destroy(&p);
+        return dl_fail(DL_ENOMEM, "memory: no room for a pre-tokenizer");
+    }
+    /* The default of ten million steps is less than one long run of spaces may take; see the top of this file. */
+    pcre2_set_match_limit(p->limits, UINT32_MAX);
     for (; p->n < MAX_STAGES && families[known[k].family][p->n]; p->n++) {
         int code;
         PCRE2_SIZE where;
@@ -193,6 +201,7 @@ void eng_pretok_destroy(struct eng_pretok **p)
         return;
     for (size_t i = 0; i < (*p)->n; i++)
         pcre2_code_free((*p)->stages[i]);
+    pcre2_match_context_free((*p)->limits);
     free(*p);
     *p = NULL;
 }
@@ -214,7 +223,8 @@ static int cut(const struct split *x, size_t s, size_t at, size_t n)
         return x->fn(x->ud, at, n);
     size_t done = 0, from = 0;
     while (from < n) {
-        int rc = pcre2_match(x->p->stages[s], (PCRE2_SPTR)x->text + at, n, from, PCRE2_NO_UTF_CHECK, x->match, NULL);
+        int rc =
+            pcre2_match(x->p->stages[s], (PCRE2_SPTR)x->text + at, n, from, PCRE2_NO_UTF_CHECK, x->match, x->p->limits);
         if (rc == PCRE2_ERROR_NOMATCH)
             break;
         if (rc == PCRE2_ERROR_NOMEMORY)

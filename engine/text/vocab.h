@@ -120,6 +120,9 @@ struct eng_merger {
     size_t n_symbols, cap_symbols;
     struct eng_candidate *heap;
     size_t n_heap, cap_heap;
+    struct eng_candidate *first; /* long pieces: the candidates of the start, in order */
+    size_t n_first, cap_first;
+    bool gather;
 };
 int eng_merger_add(struct eng_merger *m, uint32_t at, uint32_t n, int32_t id); /* the next symbol of the piece */
 /* Merges all symbols of the piece over `text`; the list then starts at symbol 0 and goes on by `next`. */

@@ -137,7 +137,7 @@ static int read_merges(dl_tokenizer *t, const struct eng_gguf *g)
     const struct eng_gguf_kv *merges = array(g, KEY "merges", true);
     if (!merges)
         return dl_fail(DL_EFORMAT, "%s: a gpt2 tokenizer without " KEY "merges: convert the model again", g->name);
-    int err = merges->n > UINT32_MAX ? DL_EFORMAT : eng_vocab_reserve_pairs(t, (size_t)merges->n);
+    int err = eng_vocab_reserve_pairs(t, (size_t)merges->n);
     char *both = err ? NULL : dl_calloc(merges->bytes + 1, 1);
     if (!both)
         return err ? err : DL_ENOMEM;

@@ -45,7 +45,8 @@ int dl_tokenize(const dl_tokenizer *tok, const char *text, size_t n, unsigned fl
 /* The bytes that a token stands for; *n = 0 for control tokens and for ids outside the vocabulary. Not NUL-terminated,
  * may end inside a character. SentencePiece's leading space is there as ' '. */
 const char *dl_token_bytes(const dl_tokenizer *tok, int32_t id, size_t *n);
-/* The name of a token as it stands in the file ("<|eot_id|>"), control tokens included; never NULL. */
+/* The name of a token ("<|eot_id|>", "<0x0A>", " the"), control tokens included: as in the file, but with GPT-2's byte
+ * alphabet and SentencePiece's U+2581 undone; never NULL. */
 const char *dl_token_text(const dl_tokenizer *tok, int32_t id, size_t *n);
 bool dl_token_is_control(const dl_tokenizer *tok, int32_t id);
 /* Ends an answer: EOS, EOT and the like. */
