@@ -59,8 +59,8 @@ static int32_t argmax(const float *v, uint32_t n)
     return (int32_t)best;
 }
 
-/* Greedy continuation of the prompt; rows receives N_GEN + 1 rows of logits. */
-static void greedy(dl_engine *e, int32_t *ids, float *rows)
+/* Greedy continuation of the prompt, or that by `forced` ids; rows receives N_GEN + 1 rows of logits. */
+static void continue_with(dl_engine *e, const int32_t *forced, int32_t *ids, float *rows)
 {
     dl_session *s;
     float *logits;
@@ -71,10 +71,15 @@ static void greedy(dl_engine *e, int32_t *ids, float *rows)
         if (i == N_GEN)
             break;
         ids[i] = argmax(logits, VOCAB);
-        assert_int_equal(dl_session_eval(s, ids[i], &logits), 0);
+        assert_int_equal(dl_session_eval(s, forced ? forced[i] : ids[i], &logits), 0);
     }
     assert_int_equal(dl_session_len(s), N_PROMPT + N_GEN);
     dl_session_destroy(&s);
+}
+
+static void greedy(dl_engine *e, int32_t *ids, float *rows)
+{
+    continue_with(e, NULL, ids, rows);
 }
 
 static double nmse(const float *a, const float *ref, size_t n)
@@ -156,9 +161,11 @@ static void any_number_of_devices(void **state)
                 struct dl_engine_opts o = rig_opts();
                 o.wire = wire ? DL_Q80 : DL_F32;
                 rig_open(&r, family_path(i), NULL, cuts[c].n, cuts[c].shares, o);
-                greedy(r.engine, ids, got);
+                continue_with(r.engine, want_ids, ids, got); /* one rounded-away tie must not lead elsewhere */
                 double d = nmse(got, one, ROWS);
-                if (d > (wire ? 1e-3 : 1e-6) || (!wire && memcmp(ids, want_ids, sizeof ids)))
+                /* wire noise may swap an expert that is nearly tied */
+                double bound = !wire ? 1e-6 : dl_model_header(r.model)->n_experts ? 1e-2 : 1e-4;
+                if (d > bound || (!wire && memcmp(ids, want_ids, sizeof ids)))
                     fail_msg("%s, cut %zu, wire %d: NMSE %.2e", families[i], c, wire, d);
                 rig_close(&r);
             }
