@@ -8,6 +8,7 @@
 #define TESTS_MODEL_FILES_H
 
 #include <assert.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
