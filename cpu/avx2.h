@@ -39,15 +39,26 @@ struct cpu_avx2_tile {
 _Static_assert(CPU_TILE == 8, "one row per lane");
 
 typedef void cpu_avx2_dot(const struct cpu_avx2_tile *tile);
-cpu_avx2_dot cpu_avx2_dot_q40, cpu_avx2_dot_q80; /* Q80 x */
+cpu_avx2_dot cpu_avx2_dot_q40, cpu_avx2_dot_q80;                    /* Q80 x */
 cpu_avx2_dot cpu_avx2_dot_f32, cpu_avx2_dot_f16, cpu_avx2_dot_bf16; /* F32 x */
 
-AVX2_INLINE __m128i avx2_load128(const void *p) { return _mm_loadu_si128((const __m128i *)p); }
-AVX2_INLINE __m256i avx2_load256(const void *p) { return _mm256_loadu_si256((const __m256i *)p); }
+/* The same bits for up to AVX2_STRIP tiles of one MATMUL; faster from two tokens on. */
+#define AVX2_STRIP 8u
+typedef void cpu_avx2_panel(const struct cpu_avx2_tile *tiles, uint32_t n_tiles);
+cpu_avx2_panel cpu_avx2_panel_q40, cpu_avx2_panel_q80; /* Q80 x */
 
-AVX2_INLINE uint16_t avx2_u16(const void *p)
+AVX2_INLINE __m128i avx2_load128(const void *p)
 {
-    uint16_t v;
+    return _mm_loadu_si128((const __m128i *)p);
+}
+AVX2_INLINE __m256i avx2_load256(const void *p)
+{
+    return _mm256_loadu_si256((const __m256i *)p);
+}
+
+AVX2_INLINE int16_t avx2_i16(const void *p)
+{
+    int16_t v;
     memcpy(&v, p, sizeof v);
     return v;
 }
@@ -67,7 +78,10 @@ AVX2_INLINE float avx2_f32(const void *p)
 }
 
 /* The f16 at p in all lanes. */
-AVX2_INLINE __m256 avx2_scale(const void *p) { return _mm256_cvtph_ps(_mm_set1_epi16((int16_t)avx2_u16(p))); }
+AVX2_INLINE __m256 avx2_scale(const void *p)
+{
+    return _mm256_cvtph_ps(_mm_set1_epi16(avx2_i16(p)));
+}
 
 /* Loads and stores of the first n < 8 values of a vector; nothing past them is touched. Missing values load as 0. */
 AVX2_INLINE __m256 avx2_load_part(const float *p, uint32_t n)
@@ -89,7 +103,10 @@ AVX2_INLINE void avx2_store_part(float *p, __m256 x, uint32_t n)
     memcpy(p, v, n * sizeof *v);
 }
 
-AVX2_INLINE __m256 avx2_abs(__m256 x) { return _mm256_andnot_ps(_mm256_set1_ps(-0.0f), x); }
+AVX2_INLINE __m256 avx2_abs(__m256 x)
+{
+    return _mm256_andnot_ps(_mm256_set1_ps(-0.0f), x);
+}
 
 AVX2_INLINE float avx2_sum(__m256 x)
 {

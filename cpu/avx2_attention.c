@@ -136,9 +136,18 @@ AVX2_INLINE void heads(const enum dl_type type, const struct cpu_task *task, uin
         head(type, task, u / task->op->u.attn.n_heads, u % task->op->u.attn.n_heads);
 }
 
-static void attention_f32(const struct cpu_task *task, uint32_t u0, uint32_t u1) { heads(DL_F32, task, u0, u1); }
-static void attention_f16(const struct cpu_task *task, uint32_t u0, uint32_t u1) { heads(DL_F16, task, u0, u1); }
-static void attention_q80(const struct cpu_task *task, uint32_t u0, uint32_t u1) { heads(DL_Q80, task, u0, u1); }
+static void attention_f32(const struct cpu_task *task, uint32_t u0, uint32_t u1)
+{
+    heads(DL_F32, task, u0, u1);
+}
+static void attention_f16(const struct cpu_task *task, uint32_t u0, uint32_t u1)
+{
+    heads(DL_F16, task, u0, u1);
+}
+static void attention_q80(const struct cpu_task *task, uint32_t u0, uint32_t u1)
+{
+    heads(DL_Q80, task, u0, u1);
+}
 
 cpu_kernel *cpu_avx2_pick_attention(const struct dl_op *op)
 {

@@ -28,7 +28,8 @@ AVX2_INLINE __m256 load_w_part(const enum dl_type type, const uint8_t *row, uint
 }
 
 /* Rows r0 .. r0 + 3 times tokens t .. t + T - 1: 4 T chains, enough to hide the latency of fma for T >= 2. */
-AVX2_INLINE void quad(const enum dl_type type, const struct cpu_avx2_tile *tile, uint32_t r0, uint32_t t, const uint32_t T)
+AVX2_INLINE void quad(const enum dl_type type, const struct cpu_avx2_tile *tile, uint32_t r0, uint32_t t,
+                      const uint32_t T)
 {
     const uint8_t *const *w = tile->w + r0;
     const float *x[3];
@@ -79,6 +80,15 @@ AVX2_INLINE void dot(const enum dl_type type, const struct cpu_avx2_tile *tile)
     }
 }
 
-void cpu_avx2_dot_f32(const struct cpu_avx2_tile *tile) { dot(DL_F32, tile); }
-void cpu_avx2_dot_f16(const struct cpu_avx2_tile *tile) { dot(DL_F16, tile); }
-void cpu_avx2_dot_bf16(const struct cpu_avx2_tile *tile) { dot(DL_BF16, tile); }
+void cpu_avx2_dot_f32(const struct cpu_avx2_tile *tile)
+{
+    dot(DL_F32, tile);
+}
+void cpu_avx2_dot_f16(const struct cpu_avx2_tile *tile)
+{
+    dot(DL_F16, tile);
+}
+void cpu_avx2_dot_bf16(const struct cpu_avx2_tile *tile)
+{
+    dot(DL_BF16, tile);
+}

@@ -27,7 +27,10 @@ static float *dst_f32(const struct cpu_task *task, uint32_t row)
     return (float *)(void *)cpu_row_out(task->dst, &task->op->dst, row);
 }
 
-AVX2_INLINE __m256 get(const float *p, uint32_t n) { return n >= 8 ? _mm256_loadu_ps(p) : avx2_load_part(p, n); }
+AVX2_INLINE __m256 get(const float *p, uint32_t n)
+{
+    return n >= 8 ? _mm256_loadu_ps(p) : avx2_load_part(p, n);
+}
 
 AVX2_INLINE void set(float *p, __m256 v, uint32_t n)
 {

@@ -10,9 +10,11 @@ static cpu_avx2_dot *const dots[DL_TYPE_COUNT] = {
     [DL_F32] = cpu_avx2_dot_f32, [DL_F16] = cpu_avx2_dot_f16, [DL_BF16] = cpu_avx2_dot_bf16,
     [DL_Q40] = cpu_avx2_dot_q40, [DL_Q80] = cpu_avx2_dot_q80,
 };
+static cpu_avx2_panel *const panels[DL_TYPE_COUNT] = {[DL_Q40] = cpu_avx2_panel_q40, [DL_Q80] = cpu_avx2_panel_q80};
 
 /* Weight rows [first, first + 8) of the view, as far as they are below `end`. */
-static void set_rows(struct cpu_avx2_tile *tile, const uint8_t *w, const struct dl_view *v, uint32_t first, uint32_t end)
+static void set_rows(struct cpu_avx2_tile *tile, const uint8_t *w, const struct dl_view *v, uint32_t first,
+                     uint32_t end)
 {
     tile->rows = DL_MIN(end - first, CPU_TILE);
     for (uint32_t r = 0; r < CPU_TILE; r++)
@@ -24,20 +26,29 @@ static void matmul(const struct cpu_task *task, uint32_t unit0, uint32_t unit1)
 {
     const struct dl_op *op = task->op;
     cpu_avx2_dot *dot = dots[op->src[1].type];
+    cpu_avx2_panel *panel = task->n > 1 ? panels[op->src[1].type] : NULL;
     const float *bias = (const float *)(const void *)task->src[2];
-    struct cpu_avx2_tile tile = {
-        .x = task->src[0],
-        .x_row = op->src[0].row_bytes,
-        .y_row = op->dst.row_bytes / sizeof(float),
-        .n = task->n,
-        .cols = op->src[1].cols,
-    };
+    struct cpu_avx2_tile strip[AVX2_STRIP];
+    uint32_t n_tiles = 0;
     for (uint32_t u = unit0; u < unit1; u++) {
         uint32_t first = u * CPU_TILE;
-        set_rows(&tile, task->src[1], &op->src[1], first, op->dst.cols);
-        tile.y = (float *)(void *)task->dst + first;
-        tile.bias = bias ? bias + first : NULL;
-        dot(&tile);
+        struct cpu_avx2_tile *tile = &strip[n_tiles];
+        *tile = (struct cpu_avx2_tile){
+            .x = task->src[0],
+            .x_row = op->src[0].row_bytes,
+            .y = (float *)(void *)task->dst + first,
+            .y_row = op->dst.row_bytes / sizeof(float),
+            .bias = bias ? bias + first : NULL,
+            .n = task->n,
+            .cols = op->src[1].cols,
+        };
+        set_rows(tile, task->src[1], &op->src[1], first, op->dst.cols);
+        if (!panel) {
+            dot(tile);
+        } else if (++n_tiles == AVX2_STRIP || u + 1 == unit1) {
+            panel(strip, n_tiles);
+            n_tiles = 0;
+        }
     }
 }
 
