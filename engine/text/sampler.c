@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: MIT
  *
  * engine/text/sampler.c: from logits to a token (dl/sampler.h). Every filter keeps a prefix of the tokens in descending order
- * (equals by ascending id), so that top_k needs a heap of k and top_p a heap of those that could matter: never a sort of the
- * vocabulary. Probabilities are expf relative to the largest logit, added up in double in a fixed order.
+ * (equals by ascending id), so that none needs them sorted: top_k has a heap of k, top_p selects by mass, and only among
+ * those that could matter. Probabilities are expf relative to the largest logit, added up in double in a fixed order.
  */
 #include "dl/sampler.h"
 
@@ -60,24 +60,18 @@ static bool before(struct cand a, struct cand b)
     return a.p > b.p || (a.p == b.p && a.id < b.id);
 }
 
-/* Restores the heap below i. Its root is the first candidate in order, or the last one if `last`. */
-static void sift(struct cand *v, uint32_t n, uint32_t i, bool last)
+/* Restores the heap below i; its root is the last candidate in order. */
+static void sift(struct cand *v, uint32_t n, uint32_t i)
 {
     struct cand x = v[i];
     for (uint32_t child; (child = 2 * i + 1) < n; i = child) {
-        if (child + 1 < n && before(v[child + 1], v[child]) != last)
+        if (child + 1 < n && before(v[child], v[child + 1]))
             child++;
-        if (before(v[child], x) == last)
+        if (before(v[child], x))
             break;
         v[i] = v[child];
     }
     v[i] = x;
-}
-
-static void heapify(struct cand *v, uint32_t n, bool last)
-{
-    for (uint32_t i = n / 2; i-- > 0;)
-        sift(v, n, i, last);
 }
 
 /* The k first of n logits: a heap whose root is the worst one that is in, which the next better one replaces. */
@@ -88,12 +82,13 @@ static struct cand *select_top(const float *logits, uint32_t n, uint32_t k)
         return NULL;
     for (uint32_t i = 0; i < k; i++)
         v[i] = (struct cand){logits[i], (int32_t)i};
-    heapify(v, k, true);
+    for (uint32_t i = k / 2; i-- > 0;)
+        sift(v, k, i);
     for (uint32_t i = k; i < n; i++) {
         struct cand c = {logits[i], (int32_t)i};
         if (before(c, v[0])) {
             v[0] = c;
-            sift(v, k, 0, true);
+            sift(v, k, 0);
         }
     }
     return v;
@@ -105,12 +100,49 @@ static float relative(float logit, float most, float temperature)
     return logit == most ? 1 : expf((logit - most) / temperature);
 }
 
-static double uniform(uint64_t *state) /* [0, 1) */
+static uint64_t random_of(uint64_t *state) /* SplitMix64 */
 {
     uint64_t z = (*state += 0x9e3779b97f4a7c15u);
     z = (z ^ z >> 30) * 0xbf58476d1ce4e5b9u;
     z = (z ^ z >> 27) * 0x94d049bb133111ebu;
-    return (double)((z ^ z >> 31) >> 11) * 0x1p-53;
+    return z ^ z >> 31;
+}
+
+static double uniform(uint64_t *state) /* [0, 1) */
+{
+    return (double)(random_of(state) >> 11) * 0x1p-53;
+}
+
+/* Puts the fewest first candidates that together reach `target` in front and returns how many they are, at least one. Like
+ * quickselect, by mass instead of by rank: what lies before a pivot is either too much, and the border is in there, or all of
+ * it is in. */
+static uint32_t nucleus(struct cand *v, uint32_t n, double target)
+{
+    uint32_t lo = 0, hi = n; /* v[0 .. lo) is in, v[hi .. n) is not needed */
+    double have = 0;         /* of v[0 .. lo) */
+    uint64_t pivots = 0;     /* a fixed stream: the same choice everywhere */
+    while (lo < hi && (!lo || have < target)) {
+        uint32_t at = lo + (uint32_t)(random_of(&pivots) % (hi - lo)), mid = lo;
+        struct cand pivot = v[at];
+        double mass = 0;
+        v[at] = v[hi - 1];
+        for (uint32_t i = lo; i < hi - 1; i++)
+            if (before(v[i], pivot)) {
+                struct cand c = v[i];
+                v[i] = v[mid];
+                v[mid++] = c;
+                mass += (double)c.p;
+            }
+        v[hi - 1] = v[mid];
+        v[mid] = pivot;
+        if (mid > lo && have + mass >= target) {
+            hi = mid;
+        } else {
+            have += mass + (double)pivot.p;
+            lo = mid + 1;
+        }
+    }
+    return lo;
 }
 
 /* Everything that can still be picked, in *out (to be freed). Drops what min_p drops and, where top_p is on, what lies in its
@@ -176,26 +208,14 @@ int32_t dl_sample(struct dl_sampler *s, float *logits, uint32_t n)
     int err = candidates(s, logits, n, most, &v, &n_v, &total);
     if (err)
         return err;
-    uint32_t first = 0;
+    if (s->top_p < 1)
+        n_v = nucleus(v, n_v, (double)s->top_p * total);
     double sum = 0;
-    if (s->top_p < 1) {
-        /* What is popped gathers at the end, the likeliest last. */
-        heapify(v, n_v, false);
-        first = n_v;
-        while (first && (first == n_v || sum < (double)s->top_p * total)) {
-            struct cand top = v[0];
-            v[0] = v[--first];
-            sift(v, first, 0, false);
-            v[first] = top;
-            sum += (double)top.p;
-        }
-    } else {
-        for (uint32_t i = 0; i < n_v; i++)
-            sum += (double)v[i].p;
-    }
+    for (uint32_t i = 0; i < n_v; i++)
+        sum += (double)v[i].p;
     double target = uniform(&s->rng) * sum, seen = 0;
     int32_t id = best; /* stays only if rounding leaves target at the very end */
-    for (uint32_t i = n_v; i-- > first;) {
+    for (uint32_t i = 0; i < n_v; i++) {
         seen += (double)v[i].p;
         if (target < seen) {
             id = v[i].id;
