@@ -41,7 +41,7 @@ enum {
     X(TEMPLATE, 0, "chat-template", "NAME", STR, chat_template, 0, 0, CLI_RUN, "force a chat template:")             \
     X(STOP, 0, "stop", "TEXT", LIST, stop, 0, 0, CLI_RUN, "end the answer before TEXT (repeatable)")                 \
     X(TEMP, 0, "temp", "T", REAL, temp, 0, 100, CLI_RUN, "temperature, 0 = greedy (default 0.7)")                    \
-    X(TOP_P, 0, "top-p", "P", REAL, top_p, 0.0001, 1, CLI_RUN, "fewest tokens that reach P, 1 = off (default 0.9)")  \
+    X(TOP_P, 0, "top-p", "P", REAL, top_p, 0, 1, CLI_RUN, "fewest tokens that reach P, 1 = off (default 0.9)")       \
     X(TOP_K, 0, "top-k", "K", UINT, top_k, 0, 1u << 22, CLI_RUN, "the K likeliest tokens, 0 = off (default)")        \
     X(MIN_P, 0, "min-p", "P", REAL, min_p, 0, 1, CLI_RUN, "drop tokens below P x the likeliest, 0 = off (default)")  \
     X(PENALTY, 0, "repeat-penalty", "R", REAL, repeat_penalty, 0.1, 10, CLI_RUN,                                     \

@@ -235,21 +235,21 @@ static void test_tokenize_spm(void **state)
 {
     (void)state;
     NEED_BIN();
-    vectors("llama-spm", 3);
+    vectors("llama-spm", 9);
 }
 
 static void test_tokenize_gpt2(void **state)
 {
     (void)state;
     NEED_BIN();
-    vectors("gpt-2", 7);
+    vectors("gpt-2", 15);
 }
 
 static void test_tokenize_llama3(void **state)
 {
     (void)state;
     NEED_BIN();
-    vectors("llama3", 11);
+    vectors("llama3", 23);
 }
 
 static void test_tokenize_options(void **state)

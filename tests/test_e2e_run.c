@@ -30,6 +30,13 @@ static void test_text(void **state)
         E2E_HAS(r.err, "finish: length");
         e2e_free(&r);
     }
+    /* A model cut over two devices says the same. */
+    struct e2e r;
+    E2E(&r, "run", gguf, "-p", "Once upon a time", "-n", "60", "--temp", "0", "--device", "cpu,cpu", "--threads", "1");
+    E2E_STATUS(&r, 0);
+    assert_true(r.n_out > 100);
+    assert_memory_equal(r.out, want, r.n_out - 1);
+    e2e_free(&r);
     free(want);
 }
 
