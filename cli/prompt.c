@@ -178,6 +178,7 @@ static int read_line(struct cli_prompt *p, struct dl_str *line)
     p->interrupted = false;
     el_resize(p->el); /* the window may have changed while the model was talking */
     cli_interrupt_begin(p->wake[1]);
+    el_set(p->el, EL_PREP_TERM, 1); /* before the prompt is seen: a Ctrl-D that comes early is lost in line mode */
     const char *s = el_gets(p->el, &n);
     cli_interrupt_end();
     if (p->interrupted)
