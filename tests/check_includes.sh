@@ -43,7 +43,7 @@ function may_system(part, file, h) {
     if (part == "dl_engine") return (h == "pcre2.h" && file ~ /^engine\/text\//) || (h == "dirent.h" && file ~ /^engine\/text\//)
     if (part == "dl_cpu") return h == "pthread.h" || (h in simd) || h == "unistd.h" || h == "sched.h"
     if (part == "dl_transport") return h == "pthread.h" || h == "uv.h" || h ~ /^openssl\//
-    if (part == "dl_vulkan") return h == "volk.h" || h ~ /^vulkan\// || h ~ /^glslang\//
+    if (part == "dl_vulkan") return h == "pthread.h" || h == "volk.h" || h ~ /^vulkan\// || h ~ /^glslang\//
     return (h in os) || h == "jansson.h" || h == "microhttpd.h" || h == "histedit.h" || h == "editline/readline.h"
 }
 function may_quote(part, dir, h,    name) {

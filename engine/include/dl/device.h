@@ -91,7 +91,8 @@ void dl_prog_destroy(dl_device *dev, dl_prog **prog); /* not in flight; nulls, a
 
 /* Queues a program: it starts when all earlier ones are finished and the host counter is >= host_wait, and sets the device
  * counter to `signal` (> every earlier signal) when done. Does not block. At most 64 may be in flight. */
-int dl_device_submit(dl_device *dev, dl_prog *prog, const struct dl_run_args *args, uint64_t host_wait, uint64_t signal);
+int dl_device_submit(dl_device *dev, dl_prog *prog, const struct dl_run_args *args, uint64_t host_wait,
+                     uint64_t signal);
 
 /* Raises the host counter to `value`; lower values are ignored. Any thread; does not block. */
 int dl_device_host_signal(dl_device *dev, uint64_t value);
@@ -103,8 +104,8 @@ int dl_device_wait(dl_device *dev, uint64_t value, uint64_t timeout_ns);
 /* ------------------------------------------------------------------------------------------- implementations */
 
 struct dl_cpu_opts {
-    uint32_t threads;    /* 0: one per processor that this process may use */
-    const char *isa;     /* "ref", "avx2", ...: the most that may be used; NULL: $DLLAMA_CPU, else the best there is */
+    uint32_t threads; /* 0: one per processor that this process may use */
+    const char *isa;  /* "ref", "avx2", ...: the most that may be used; NULL: $DLLAMA_CPU, else the best there is */
 };
 
 /* The CPU as a device. DL_EINVAL for an unknown instruction set, DL_EUNSUP for one that this CPU lacks (logged). */
@@ -112,6 +113,37 @@ int dl_cpu_open(const struct dl_cpu_opts *opts, dl_device **out);
 
 /* What this CPU has that kernels exist for, space-separated, best last ("ref avx2"). Static. */
 const char *dl_cpu_isas(void);
+
+struct dl_vulkan_opts {
+    int index; /* as dl_vulkan_list counts; -1: the best that is no CPU pretending (any with DLLAMA_ALLOW_SOFTWARE_GPU=1) */
+};
+
+/* A Vulkan GPU as a device, kind "vulkan:N". DL_EUNSUP (logged, with the way out) where there is no Vulkan library or no such
+ * device, or it lacks what we need. Builds without Vulkan answer the same. */
+int dl_vulkan_open(const struct dl_vulkan_opts *opts, dl_device **out);
+
+/* One physical device, usable or not, as `devices` prints it. */
+struct dl_vulkan_info {
+    uint32_t index;
+    char name[256];
+    char type[16];    /* "discrete", "integrated", "virtual", "software", "other" */
+    char driver[128]; /* name, version and API version */
+    struct {
+        uint64_t bytes, budget; /* budget: what this process may use now; 0 unknown */
+        bool device_local;
+    } heaps[16];
+    uint32_t n_heaps;
+    uint32_t subgroup, subgroup_min, subgroup_max;
+    uint64_t storage_range, max_alloc;
+    bool software;
+    char has[128]; /* of f16 int8 int-dot storage16 storage8 coopmat timeline push-descriptor budget, space-separated */
+    char uses[128];     /* those that kernels are compiled for here */
+    char unusable[128]; /* why it cannot be used; empty: it can */
+};
+
+/* Fills up to `cap` entries; *n is how many there are. DL_EUNSUP (logged) where there is no Vulkan library; *n == 0 and
+ * DL_OK where it knows no device. */
+int dl_vulkan_list(struct dl_vulkan_info *out, uint32_t cap, uint32_t *n);
 
 /* Reads memory with all threads of a CPU device for about `ms` milliseconds; bytes per second. */
 double dl_cpu_read_bandwidth(dl_device *dev, uint32_t ms);
