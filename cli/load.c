@@ -140,8 +140,6 @@ int cli_load(const struct cli_opts *o, uint32_t ctx, uint32_t max_out, struct cl
     if (err)
         return err;
     uint32_t knows = dl_model_header(e->model)->max_seq;
-    if (o->ctx > knows && knows)
-        dl_log(DL_LOG_WARN, "--ctx: the model was trained for %u tokens, beyond them its text gets worse", knows);
     struct cli_progress bar;
     cli_progress_init(&bar, o);
     struct dl_engine_opts opts = {
