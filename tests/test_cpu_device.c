@@ -39,9 +39,9 @@ static void sleep_ms(long ms)
 
 /* --------------------------------------------------------------------------------------------------- a rig */
 
-enum { N_BUFS = 3, ROWS = 32, COLS = 1024, PARTS = 4 };
+enum { N_BUFS = 3, ROWS = 32, ALL_ROWS = 2 * ROWS, COLS = 1024, PARTS = 4, PART_COLS = COLS / PARTS };
 
-/* A device with three (ROWS, COLS) matrices, of which ops add column parts. */
+/* A device with three (ALL_ROWS, COLS) matrices, of which ops add parts of ROWS x PART_COLS. */
 struct rig {
     dl_device *dev;
     dl_buf *bufs[N_BUFS], *batch;
@@ -54,7 +54,7 @@ static void rig_open(struct rig *r, uint32_t threads)
     *r = (struct rig){0};
     assert_int_equal(dl_cpu_open(&(struct dl_cpu_opts){.threads = threads}, &r->dev), DL_OK);
     for (int i = 0; i < N_BUFS; i++) {
-        struct dl_buf_desc desc = {"matrix", DL_BUF_ACT, DL_F32, ROWS, COLS, ROWS * COLS * 4};
+        struct dl_buf_desc desc = {"matrix", DL_BUF_ACT, DL_F32, ALL_ROWS, COLS, ALL_ROWS * COLS * 4};
         assert_int_equal(dl_buf_create(r->dev, &desc, &r->bufs[i]), DL_OK);
     }
     struct dl_batch_shape shape = {ROWS, 1, 1, 1};
@@ -75,17 +75,17 @@ static void rig_close(struct rig *r)
     assert_null(r->dev);
 }
 
-static struct dl_view part_view(uint32_t buf, uint32_t part)
+static struct dl_view part_view(uint32_t buf, uint32_t part, uint32_t first_row)
 {
     return (struct dl_view){.buf = buf,
                             .rows = ROWS,
-                            .cols = COLS / PARTS,
+                            .cols = PART_COLS,
                             .type = DL_F32,
-                            .offset = part * (COLS / PARTS) * 4,
+                            .offset = (first_row * COLS + part * PART_COLS) * 4,
                             .row_bytes = COLS * 4};
 }
 
-/* dst += src, on one part of the columns each. */
+/* dst += src. */
 static struct dl_op add_op(struct dl_view dst, struct dl_view src)
 {
     struct dl_op op = {.code = DL_OP_ADD, .name = "add", .mult = 1, .dst = dst, .src = {dst, src}};
@@ -102,7 +102,7 @@ static dl_prog *make_prog(struct rig *r, const struct dl_op *ops, uint32_t n)
 
 static dl_prog *make_add(struct rig *r, uint32_t dst, uint32_t src)
 {
-    struct dl_op op = add_op(part_view(dst, 0), part_view(src, 0));
+    struct dl_op op = add_op(part_view(dst, 0, 0), part_view(src, 0, 0));
     return make_prog(r, &op, 1);
 }
 
@@ -253,12 +253,27 @@ static void test_many_submits(void **state)
 
 /* -------------------------------------------------------------------------------------------------- programs */
 
-static void add_on_host(float m[N_BUFS][ROWS][COLS], const struct dl_op *op)
+static void add_on_host(float m[N_BUFS][ALL_ROWS * COLS], const struct dl_op *op)
 {
-    uint32_t to = (uint32_t)op->dst.offset / 4, from = (uint32_t)op->src[1].offset / 4;
-    for (uint32_t i = 0; i < ROWS; i++)
-        for (uint32_t j = 0; j < COLS / PARTS; j++)
-            m[op->dst.buf][i][to + j] += m[op->src[1].buf][i][from + j];
+    for (uint64_t i = 0; i < ROWS; i++)
+        for (uint64_t j = 0; j < PART_COLS; j++)
+            m[op->dst.buf][op->dst.offset / 4 + i * COLS + j] +=
+                m[op->src[1].buf][op->src[1].offset / 4 + i * COLS + j];
+}
+
+/* Views of one op may be the same or apart; those of different ops overlap as they like, shifted by some rows, so that the
+ * first chunk of one op needs the last of another. */
+static struct dl_op random_add(uint64_t *rng)
+{
+    for (;;) {
+        uint32_t dice = (uint32_t)test_rand(rng);
+        struct dl_view to = part_view(dice % N_BUFS, dice >> 4 & 1, (dice >> 8) % 5 * 8);
+        struct dl_view from = part_view((dice >> 12) % N_BUFS, dice >> 20 & 1, (dice >> 24) % 5 * 8);
+        struct dl_op op = add_op(to, from), reader = op;
+        reader.dst.buf = reader.src[0].buf = DL_NO_BUF;
+        if ((to.buf == from.buf && to.offset == from.offset) || !dl_op_conflict(&op, &reader))
+            return op;
+    }
 }
 
 /* Random programs over overlapping parts: on several threads, and one op after the other on the host, which is the
@@ -267,22 +282,20 @@ static void test_stages(void **state)
 {
     (void)state;
     enum { OPS = 24, TIMES = 2 };
-    static float host[N_BUFS][ROWS][COLS], got[ROWS][COLS];
+    static float host[N_BUFS][ALL_ROWS * COLS], got[ALL_ROWS * COLS];
     uint64_t rng = 4;
     uint32_t independent = 0, dependent = 0;
-    for (uint32_t round = 0; round < 60; round++) {
+    for (uint32_t round = 0; round < 200; round++) {
         struct rig r;
         rig_open(&r, 1 + round % 4);
         for (uint32_t b = 0; b < N_BUFS; b++) {
-            for (int i = 0; i < ROWS; i++)
-                for (int j = 0; j < COLS; j++)
-                    host[b][i][j] = test_randf(&rng);
+            for (size_t i = 0; i < DL_COUNT_OF(got); i++)
+                host[b][i] = test_randf(&rng);
             assert_int_equal(dl_buf_write(r.dev, r.bufs[b], 0, host[b], sizeof host[b]), DL_OK);
         }
         struct dl_op ops[OPS];
         for (uint32_t k = 0; k < OPS; k++) {
-            uint32_t dice = (uint32_t)test_rand(&rng);
-            ops[k] = add_op(part_view(dice % N_BUFS, dice >> 8 & 3), part_view((dice >> 16) % N_BUFS, dice >> 24 & 3));
+            ops[k] = random_add(&rng);
             if (k)
                 *(dl_op_conflict(&ops[k - 1], &ops[k]) ? &dependent : &independent) += 1;
         }
@@ -336,17 +349,17 @@ static void test_refusals(void **state)
     assert_int_equal(dl_device_wait(r.dev, 6, LONG_NS), DL_OK);
 
     /* A type without a kernel, a buffer that is not there, an imported destination. */
-    struct dl_op op = add_op(part_view(0, 0), part_view(1, 0));
+    struct dl_op op = add_op(part_view(0, 0, 0), part_view(1, 0, 0));
     op.src[1].type = DL_F16;
     assert_int_equal(dl_prog_create(r.dev, &op, 1, r.bufs, N_BUFS, &other), DL_EUNSUP);
-    op = add_op(part_view(0, 0), part_view(N_BUFS, 0));
+    op = add_op(part_view(0, 0, 0), part_view(N_BUFS, 0, 0));
     assert_int_equal(dl_prog_create(r.dev, &op, 1, r.bufs, N_BUFS, &other), DL_EINVAL);
     static const float weights[ROWS * COLS];
     struct dl_buf_desc desc = {"weights", DL_BUF_WEIGHT, DL_F32, ROWS, COLS, sizeof weights};
     dl_buf *bufs[] = {r.bufs[0], NULL};
     assert_int_equal(dl_buf_import(r.dev, &desc, weights, &bufs[1]), DL_OK);
     assert_int_equal(dl_buf_write(r.dev, bufs[1], 0, weights, sizeof weights), DL_EINVAL);
-    op = add_op(part_view(1, 0), part_view(0, 0));
+    op = add_op(part_view(1, 0, 0), part_view(0, 0, 0));
     assert_int_equal(dl_prog_create(r.dev, &op, 1, bufs, 2, &other), DL_EINVAL);
     assert_null(other);
     dl_buf_destroy(r.dev, &bufs[1]);
