@@ -8,6 +8,7 @@
 #   step TEXT              says what happens next
 #   fail WHAT [WHY]        one line on stderr, exit 1 (calls on_fail first where the caller has defined one)
 #   need_packages P...     installs those Debian packages that are missing; asks nothing where none is
+#   want_packages P...     the same for what the build can do without
 #   build_preset NAME      configures (first time) and builds incrementally; the log is shown only when that fails
 
 step() { printf '== %s\n' "$*"; }
@@ -54,8 +55,25 @@ need_packages() {
         fail "install$missing" "see the lines above"
 }
 
+# need_packages, or nothing but a word where this release does not know all of them.
+want_packages() {
+    command -v apt-cache >/dev/null 2>&1 || return 0
+    if ! ls /var/lib/apt/lists/*Packages* >/dev/null 2>&1; then
+        as_root apt-get update -qq || fail "apt-get update" "no network, no permission, or apt is busy"
+    fi
+    for package in "$@"; do
+        if ! is_installed "$package" && ! apt-cache show "$package" >/dev/null 2>&1; then
+            step "going on without $*: this release has no $package"
+            return 0
+        fi
+    done
+    need_packages "$@"
+}
+
 # What building the program takes, without tests.
 build_packages="build-essential cmake ninja-build pkg-config libpcre2-dev libedit-dev libjansson-dev"
+# What the Vulkan device takes on top of that.
+vulkan_packages="libvulkan-dev libvulkan-volk-dev glslang-dev"
 
 # How many compilers at once: one per processor, but no more than one per half GiB of memory.
 build_jobs() {

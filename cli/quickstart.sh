@@ -13,6 +13,8 @@ me=quickstart.sh
 
 # shellcheck disable=SC2086
 need_packages $build_packages
+# shellcheck disable=SC2086
+want_packages $vulkan_packages
 build_preset release -DDL_TESTS=OFF
 
 bin=build/release/dllama-vk

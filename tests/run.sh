@@ -69,6 +69,8 @@ test_preset() {
 
 # shellcheck disable=SC2086
 need_packages $build_packages libcmocka-dev python3
+# shellcheck disable=SC2086
+want_packages $vulkan_packages mesa-vulkan-drivers vulkan-validationlayers spirv-tools glslang-tools
 build_preset release -DDL_TESTS=ON
 test_preset release ""
 [ -z "$quick" ] || exit 0

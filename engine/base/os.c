@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: MIT
  *
- * engine/base/os.c: the operating system, where libuv does not reach or is not linked: file mappings, the steady clock,
- * page-aligned memory, sizes of the machine. The one file to port.
+ * engine/base/os.c: the operating system, where libuv does not reach or is not linked: file mappings, files replaced at
+ * once, the steady clock, page-aligned memory, sizes of the machine. The one file to port.
  */
 #ifdef __linux__
 #define _GNU_SOURCE /* sched_getaffinity */
@@ -128,6 +128,69 @@ void dl_map_will_need(const struct dl_map *map, size_t offset, size_t n)
 void dl_map_drop(const struct dl_map *map, size_t offset, size_t n)
 {
     advise(map, offset, n, MADV_DONTNEED, true);
+}
+
+bool dl_cache_path(const char *name, char *out, size_t n)
+{
+#ifdef __APPLE__
+    static const char under_home[] = "Library/Caches/dllama-vk";
+#else
+    static const char under_home[] = ".cache/dllama-vk";
+#endif
+    const char *own = getenv("DLLAMA_CACHE_DIR"), *xdg = getenv("XDG_CACHE_HOME"), *home = getenv("HOME");
+    int len = -1;
+    if (own && *own)
+        len = snprintf(out, n, "%s/%s", own, name);
+    else if (xdg && *xdg == '/')
+        len = snprintf(out, n, "%s/dllama-vk/%s", xdg, name);
+    else if (home && *home)
+        len = snprintf(out, n, "%s/%s/%s", home, under_home, name);
+    return len > 0 && (size_t)len < n;
+}
+
+static void make_folders_above(char *path)
+{
+    for (char *slash = strchr(path + 1, '/'); slash; slash = strchr(slash + 1, '/')) {
+        *slash = 0;
+        (void)mkdir(path, 0700);
+        *slash = '/';
+    }
+}
+
+static bool write_all(int fd, const char *bytes, size_t n)
+{
+    while (n) {
+        ssize_t done = write(fd, bytes, n);
+        if (done < 0 && errno == EINTR)
+            continue;
+        if (done <= 0)
+            return false;
+        bytes += done;
+        n -= (size_t)done;
+    }
+    return true;
+}
+
+bool dl_file_replace(const char *path, const void *bytes, size_t n)
+{
+    char temp[4096];
+    int len = snprintf(temp, sizeof temp, "%s.XXXXXX", path);
+    if (!*path || len < 0 || (size_t)len >= sizeof temp)
+        return false;
+    int fd = mkstemp(temp);
+    if (fd < 0) {
+        make_folders_above(temp);
+        snprintf(temp, sizeof temp, "%s.XXXXXX", path);
+        fd = mkstemp(temp);
+    }
+    if (fd < 0)
+        return false;
+    bool ok = write_all(fd, bytes, n);
+    ok = !close(fd) && ok; /* a full disk may show only here */
+    ok = ok && !rename(temp, path);
+    if (!ok)
+        (void)unlink(temp);
+    return ok;
 }
 
 uint64_t dl_mem_total(void)

@@ -144,6 +144,15 @@ void dl_map_close(struct dl_map *map); /* accepts a zeroed map; zeroes it */
 void dl_map_will_need(const struct dl_map *map, size_t offset, size_t n);
 void dl_map_drop(const struct dl_map *map, size_t offset, size_t n);
 
+/* The path of `name` in the folder where this program keeps what it can make again: $DLLAMA_CACHE_DIR, else what the platform
+ * provides for that ($XDG_CACHE_HOME/dllama-vk, ~/.cache/dllama-vk; ~/Library/Caches/dllama-vk). false where there is none, or the
+ * path is longer than n. The folder need not exist yet. Any thread. */
+bool dl_cache_path(const char *name, char *out, size_t n);
+
+/* Writes a whole file so that others see the old one or the new one, nothing between. Makes the folders above it (for this user
+ * only). false, without a word, when that fails. Any thread. */
+bool dl_file_replace(const char *path, const void *bytes, size_t n);
+
 /* Bytes of physical memory, in all and available without swapping; 0 where unknown. */
 uint64_t dl_mem_total(void);
 uint64_t dl_mem_available(void);
