@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: MIT
  *
  * shaders/vulkan/vk.h: the inside of the Vulkan device, shared by the files of this folder. Who owns what:
- *   context.c   loader, instance, physical devices and what they can do, the queue          (struct vk_ctx)
+ *   context.c   loader, instance, choosing a device, the queue                               (struct vk_ctx)
+ *   caps.c      what a physical device can do, and what of it is switched on                 (struct vk_caps)
  *   memory.c    slabs, buffers and their planes, host copies in and out                      (struct vk_buf)
  *   view.c      views of ops as descriptor ranges: what every lowering needs                 (vk_bind_*, vk_push*)
  *   glsl.c      GLSL text to SPIR-V, in threads, cached on disk
@@ -15,6 +16,7 @@
 #define VK_VK_H
 
 #include <pthread.h>
+#include <stdatomic.h>
 
 #include <volk.h>
 
@@ -43,7 +45,7 @@ struct vk_caps {
     uint32_t subgroup_min, subgroup_max;
     bool subgroup_arith, subgroup_shuffle; /* arithmetic, shuffles (xor included), in compute shaders */
     bool
-        subgroup_require; /* a fixed size + full subgroups can be demanded of a pipeline, and are: `subgroup` is exact */
+        subgroup_require; /* pipelines must demand this size and full subgroups: `subgroup` is exact. Else subgroup == 1 */
     bool f16, int8, storage16, storage8, int_dot, int_dot_fast, timeline, push_descriptor, budget, coopmat;
     bool uma; /* one memory for both sides */
 };
@@ -51,10 +53,12 @@ struct vk_caps {
 struct vk_memory; /* memory.c */
 struct vk_pipes;  /* pipeline.c */
 
+#define VK_CLASSES 16u
+
 struct vk_ctx {
     struct vk_caps caps;
-    char label[96]; /* "vulkan:0 (llvmpipe ...)": how messages begin */
-    uint32_t index; /* among the physical devices */
+    char label[300]; /* "vulkan:0 llvmpipe ...": how messages begin */
+    uint32_t index;  /* among the physical devices */
     VkInstance instance;
     VkPhysicalDevice phys;
     VkDevice device;
@@ -63,18 +67,38 @@ struct vk_ctx {
     pthread_mutex_t queue_lock; /* the queue is used by the engine thread and, without timelines, by a driver thread */
     uint32_t family;
     VkPhysicalDeviceMemoryProperties mem;
-    int lost; /* sticky DL_EDEVICE (DL_ENOMEM) once the device failed; see vk_lost */
+    VkCommandPool commands; /* the engine thread's: staging and recordings */
+    atomic_int lost;        /* the code of what broke the device for good; see vk_lost */
     VkDebugUtilsMessengerEXT messenger;
-    uint32_t messages; /* warnings and errors of the validation layers so far */
-    bool validation;   /* the layers are on */
+    atomic_uint messages; /* warnings and errors of the validation layers so far */
+    bool validation;      /* the layers are on */
     struct vk_memory *memory;
     struct vk_pipes *pipes;
+    double speed[VK_CLASSES]; /* work per ns that programs of a class reach here; see vk_prog_took */
 };
 
-/* Opens physical device `index`, or the best that is no software with -1. The context is zeroed by the caller; after a
- * failure it is to be closed all the same. Close accepts whatever open left. */
-int vk_ctx_open(struct vk_ctx *c, int index);
+/* Opens a physical device as dl_vulkan_open's options say. The context is zeroed by the caller and stays where it is; after a
+ * failure nothing is left to close. */
+int vk_ctx_open(struct vk_ctx *c, const struct dl_vulkan_opts *opts);
 void vk_ctx_close(struct vk_ctx *c);
+
+/* caps.c. Optional features by name: f16 (arithmetic and 16-bit storage), int8 (arithmetic and 8-bit storage), int-dot, subgroup,
+ * timeline. `disable` is a list of those to do without, as in dl_vulkan_opts; unknown names are ignored. */
+void vk_caps_get(VkPhysicalDevice phys, const char *disable, struct vk_caps *caps);
+
+/* The extensions and the chain of features that vkCreateDevice is to switch on for these caps; both live in *s. */
+struct vk_switches {
+    const char *extensions[16];
+    uint32_t n_extensions;
+    VkPhysicalDeviceFeatures2 features;
+    VkPhysicalDevice16BitStorageFeatures storage16;
+    VkPhysicalDevice8BitStorageFeatures storage8;
+    VkPhysicalDeviceShaderFloat16Int8Features f16_int8;
+    VkPhysicalDeviceTimelineSemaphoreFeatures timeline;
+    VkPhysicalDeviceSubgroupSizeControlFeatures subgroup;
+    VkPhysicalDeviceShaderIntegerDotProductFeatures int_dot;
+};
+void vk_caps_switches(VkPhysicalDevice phys, const struct vk_caps *caps, struct vk_switches *s);
 
 /* Logs a failed call by its name and result and maps it to DL_ENOMEM / DL_EDEVICE / DL_EUNSUP; notes a lost device. Any thread. */
 int vk_fail(struct vk_ctx *c, VkResult r, const char *what);

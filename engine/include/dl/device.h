@@ -116,6 +116,7 @@ const char *dl_cpu_isas(void);
 
 struct dl_vulkan_opts {
     int index; /* as dl_vulkan_list counts; -1: the best that is no CPU pretending (any with DLLAMA_ALLOW_SOFTWARE_GPU=1) */
+    const char *disable; /* of f16 int8 int-dot subgroup timeline, by commas: to do without; NULL: $DLLAMA_VK_DISABLE */
 };
 
 /* A Vulkan GPU as a device, kind "vulkan:N". DL_EUNSUP (logged, with the way out) where there is no Vulkan library or no such
