@@ -4,7 +4,7 @@
  *   context.c   loader, instance, choosing a device, the queue                               (struct vk_ctx)
  *   caps.c      what a physical device can do, and what of it is switched on                 (struct vk_caps)
  *   memory.c    slabs, buffers and their planes, host copies in and out                      (struct vk_buf)
- *   view.c      views of ops as descriptor ranges: what every lowering needs                 (vk_bind_*, vk_push*)
+ *   view.c      weights by chunks, scratch memory                                            (vk_bind_rows, vk_bind_scratch)
  *   glsl.c      GLSL text to SPIR-V, in threads, cached on disk
  *   pipeline.c  SPIR-V to pipelines, by (shader, defines), cached                            (struct vk_pipe)
  *   lower*.c    ops to dispatches: which kernel, which planes, which numbers                 (struct vk_dispatch)
@@ -184,9 +184,10 @@ struct vk_dispatch {
     uint32_t n_binds;
     uint32_t push[VK_PUSH_WORDS];
     uint32_t n_push;
-    uint32_t
-        groups[3]; /* each 1 .. caps.max_groups. Kernels do not look at gl_NumWorkGroups: record.c may launch pieces
-                                * (vkCmdDispatchBase), so that no submit takes too long */
+    /* Each 1 .. caps.max_groups. record.c may launch pieces along the last axis that is longer than 1 (vkCmdDispatchBase), so that no
+     * submit takes too long: pipelines are made with VK_PIPELINE_CREATE_DISPATCH_BASE_BIT, and kernels may use
+     * gl_NumWorkGroups.x only as factor of gl_WorkGroupID.y (and likewise .y of .z). */
+    uint32_t groups[3];
     bool barrier;  /* reads what an earlier dispatch of the same lowering wrote */
     uint64_t work; /* about how many multiply-adds (or values moved, where more) at full size; 0: next to nothing */
 };
@@ -201,75 +202,32 @@ struct vk_lower {
     struct vk_buf *batch;
     uint32_t n_tokens, n_out; /* the most of this recording. Ops that count OUT are not lowered where n_out is 0 */
     uint32_t max_positions;   /* of the longest sequence that the batch's tables can hold; 0: not known */
-    struct vk_dispatch *out;  /* growable, by vk_add */
+    struct vk_dispatch *out;  /* growable, by vk_dispatch_new */
     size_t n, cap;
     uint64_t scratch_bytes; /* wanted by vk_bind_scratch so far for this lowering */
     const struct vk_buf *scratch;
 };
 
-/* Turns ops[0 .. n) into dispatches that run without a barrier between them (but for vk_dispatch.barrier), appended by vk_add.
+/* Turns ops[0 .. n) into dispatches that run without a barrier between them (but for vk_dispatch.barrier), appended by vk_dispatch_new.
  * Returns how many ops it took (>= 1; more where it has one kernel for several), or an error (logged). Ops after the first are only
  * taken in order and without a gap. */
 typedef int vk_lower_fn(struct vk_lower *l, const struct dl_op *ops, uint32_t n);
 
-/* lower.c: who lowers this op; NULL: no kernel. Looks at opcode, types and shapes, not at buffers. */
-vk_lower_fn *vk_lower_find(const struct vk_ctx *c, const struct dl_op *op);
+/* lower.h has the registry of lowerings and what they are made of; pipeline.h makes what dispatches need. Here is what comes of
+ * buffers that are larger than a descriptor, and of memory that only a lowering needs (view.c). */
 
-/* ------------------------------------------------------------------------------- what lowerings are made of (view.c) */
-
-/* Appends an empty dispatch of one workgroup. NULL (logged) when memory is out. Valid until the next vk_add. */
-struct vk_dispatch *vk_add(struct vk_lower *l, const char *shader);
-
-/* Adds ";NAME=value" (no ';' before the first). */
-void vk_define(struct vk_dispatch *d, const char *name, uint32_t value);
-
-void vk_push(struct vk_dispatch *d, uint32_t word);
-void vk_push_f32(struct vk_dispatch *d, float value);
-
-/* The next binding of d: bytes [at, at + bytes) of a plane. The descriptor starts at or before `at`; *skip is how many bytes before
- * (a multiple of 4 where `at` is), for the kernel to add. Its range is rounded up to 16 bytes. DL_EUNSUP (logged) where the range is
- * larger than a descriptor may be, or crosses parts: bind weights chunk by chunk. */
-int vk_bind_bytes(struct vk_lower *l, struct vk_dispatch *d, const struct vk_buf *b, uint32_t plane, uint64_t at,
-                  uint64_t bytes, uint32_t *skip);
-
-/* The same for rows [row, row + rows) of a plane. With row a multiple of chunk_rows and rows <= chunk_rows: never fails, *skip == 0. */
+/* The next binding of d: rows [row, row + rows) of a plane of a weight buffer. *skip is how many bytes the descriptor starts before
+ * them, for the kernel to add. With row a multiple of chunk_rows and rows <= chunk_rows it fits and *skip is 0; else DL_EUNSUP
+ * (logged) where the rows are more than a descriptor can hold or lie in two parts. */
 int vk_bind_rows(struct vk_lower *l, struct vk_dispatch *d, const struct vk_buf *b, uint32_t plane, uint32_t row,
                  uint32_t rows, uint32_t *skip);
-
-/* The same for all a view covers in a plane of its buffer, from its first value on. Views of VK_SOA_W buffers are whole rows. */
-int vk_bind_view(struct vk_lower *l, struct vk_dispatch *d, const struct dl_view *v, uint32_t plane, uint32_t *skip);
-
-/* Bytes from one row of a view to the next in a plane. */
-uint64_t vk_view_stride(const struct vk_lower *l, const struct dl_view *v, uint32_t plane);
 
 /* First row of a view of whole rows (weights, caches) in its buffer. */
 uint32_t vk_view_row(const struct vk_lower *l, const struct dl_view *v);
 
-/* The batch buffer, whole (struct dl_batch_head onwards). */
-int vk_bind_batch(struct vk_lower *l, struct vk_dispatch *d);
-
-/* Device memory that lives from one dispatch of a lowering to its later ones (which set .barrier): bytes [at, at + bytes), at a
- * multiple of 256. Undefined at first. record.c keeps lowerings that use it apart. */
+/* The next binding of d: device memory that lives from one dispatch of a lowering to its later ones (which set .barrier): bytes
+ * [at, at + bytes) of the lowering's own, `at` a multiple of 256. Undefined at first. record.c keeps lowerings that use it apart. */
 int vk_bind_scratch(struct vk_lower *l, struct vk_dispatch *d, uint64_t at, uint64_t bytes);
-
-/* ------------------------------------------------------------------------------------------------- pipelines */
-
-struct vk_pipe {
-    VkPipeline pipeline;       /* made with VK_PIPELINE_CREATE_DISPATCH_BASE_BIT */
-    VkPipelineLayout layout;   /* set 0 and n_push words of push constants for the compute stage */
-    VkDescriptorSetLayout set; /* n_binds storage buffers */
-    uint32_t n_binds, n_push;
-};
-
-/* pipeline.c. Open reads the caches (context and memory are there), close writes and frees them; both accept c->pipes == NULL. */
-int vk_pipes_open(struct vk_ctx *c);
-void vk_pipes_close(struct vk_ctx *c);
-
-/* A program will need this dispatch's pipeline: starts compiling it in the background. Never fails; vk_pipe_get tells. */
-void vk_pipe_want(struct vk_ctx *c, const struct vk_dispatch *d);
-
-/* The pipeline for d's shader, defines, n_binds and n_push; waits until it is compiled. Lives until vk_pipes_close. */
-int vk_pipe_get(struct vk_ctx *c, const struct vk_dispatch *d, const struct vk_pipe **out);
 
 /* -------------------------------------------------------------------------------------------------- programs */
 
