@@ -313,6 +313,37 @@ static void limits(void **state)
     dl_log_set(NULL, NULL, DL_LOG_WARN);
 }
 
+/* A device serves one user after the other: measuring, an engine, another engine. */
+static void one_device_after_the_other(void **state)
+{
+    (void)state;
+    NEED_DATA(path, "refs/llama.gguf");
+    struct rig r = {.n = 1};
+    struct dl_cpu_opts cpu = {.threads = 2};
+    static float first[ROWS], second[ROWS];
+    int32_t ids[N_GEN];
+    assert_int_equal(dl_model_open(path, &r.model), 0);
+    assert_int_equal(dl_cpu_open(&cpu, &r.dev[0]), 0);
+    for (int t = 0; t < DL_TYPE_COUNT; t++) {
+        struct dl_device_rate rate;
+        assert_int_equal(dl_device_measure(r.dev[0], dl_model_header(r.model), (enum dl_type)t, &rate), 0);
+        assert_true(rate.bytes_per_s > 1e6 && rate.submit_ns > 0 && rate.op_ns >= 0);
+        double one = dl_device_token_ns(&rate, dl_model_header(r.model), 1u << 20);
+        assert_true(one > 0 && dl_device_token_ns(&rate, dl_model_header(r.model), 1u << 30) > one);
+    }
+    for (int i = 0; i < 2; i++) {
+        struct dl_engine_opts o = rig_opts();
+        o.model = r.model;
+        o.devices = r.dev;
+        o.n_devices = 1;
+        assert_int_equal(dl_engine_create(&o, &r.engine), 0);
+        greedy(r.engine, ids, i ? second : first);
+        dl_engine_destroy(&r.engine);
+    }
+    assert_memory_equal(first, second, sizeof first);
+    rig_close(&r);
+}
+
 /* The two ways in which Llama 3.1's rope scaling is written down: header keys (.m) and a table of factors (GGUF). */
 static void rope_scaling_forms_agree(void **state)
 {

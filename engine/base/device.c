@@ -115,7 +115,12 @@ int dl_device_submit(dl_device *dev, dl_prog *prog, const struct dl_run_args *ar
 {
     if (!args->n_tokens || !args->batch)
         return dl_fail(DL_EINVAL, "%s: a batch needs tokens", dev->name);
-    return dev->fns->submit(dev, prog, args, host_wait, signal);
+    int err = dev->fns->submit(dev, prog, args, host_wait, signal);
+    if (!err) {
+        dev->device_at = DL_MAX(dev->device_at, signal);
+        dev->host_at = DL_MAX(dev->host_at, host_wait);
+    }
+    return err;
 }
 
 int dl_device_host_signal(dl_device *dev, uint64_t value)

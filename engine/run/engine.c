@@ -226,8 +226,11 @@ int dl_engine_create(const struct dl_engine_opts *o, dl_engine **out)
     int err = e->nodes && e->slices ? DL_OK : DL_ENOMEM;
     if (!err) {
         e->n_nodes = o->n_devices;
-        for (uint32_t d = 0; d < e->n_nodes; d++)
+        for (uint32_t d = 0; d < e->n_nodes; d++) {
             e->nodes[d].dev = o->devices[d];
+            e->nodes[d].device_base = o->devices[d]->device_at;
+            e->nodes[d].host_base = o->devices[d]->host_at;
+        }
         err = find_host_tensors(e);
     }
     if (!err)

@@ -54,6 +54,9 @@ struct dl_device {
     uint64_t max_buf_bytes; /* one buffer may not be larger */
     uint32_t threads;       /* of the CPU pool; 0 for a GPU */
     uint32_t max_tokens;    /* largest useful batch */
+    uint64_t
+        device_at; /* kept by the front: highest signal submitted so far, and highest host value waited for. Whoever */
+    uint64_t host_at; /* uses an idle device next counts on from there */
 };
 
 /* The public part of a buffer, first member of every implementation's struct. */

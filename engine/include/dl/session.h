@@ -16,6 +16,16 @@ typedef struct dl_session dl_session;
  * settings, NULL the defaults. DL_EUNSUP (logged, with what there is) when there is no such device. */
 int dl_device_open(const char *which, const struct dl_cpu_opts *cpu, dl_device **out);
 
+/* How fast a device decodes: the rate at which its mat-vec reads weights of this type that no cache holds, what one more small op
+ * costs, and what a submit with its wait costs. */
+struct dl_device_rate {
+    double bytes_per_s, op_ns, submit_ns;
+};
+/* Measures with matrices as wide as the model, for about a third of a second on 64 MiB of weights made up for it. */
+int dl_device_measure(dl_device *dev, const struct dl_model_header *h, enum dl_type weight, struct dl_device_rate *out);
+/* Predicted nanoseconds to decode one token on that device alone, attention not counted. */
+double dl_device_token_ns(const struct dl_device_rate *rate, const struct dl_model_header *h, uint64_t bytes_per_token);
+
 /* What loading does, for a progress bar: `done` of `total` bytes; called on the engine thread, ends with done == total. */
 typedef void dl_progress_fn(void *ud, const char *phase, uint64_t done, uint64_t total);
 
