@@ -381,6 +381,7 @@ int main(void)
         cmocka_unit_test(batching_changes_nothing),
         cmocka_unit_test(kv_types),
         cmocka_unit_test(limits),
+        cmocka_unit_test(one_device_after_the_other),
         cmocka_unit_test(rope_scaling_forms_agree),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
