@@ -1,0 +1,18 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * tune.h: which of the kernels that could compute an op does. A lowering names its candidates; what comes back is right on this
+ * device (checked against the formula once, wrong ones are dropped with one line) and the fastest of them for this shape. Choices
+ * are kept on disk, so that a second start measures nothing. Knows ops and candidates' names, no shader.
+ */
+#ifndef VK_TUNE_H
+#define VK_TUNE_H
+
+#include "vk.h"
+
+/* The index of the candidate to use for `op` in l's class. `kernel` is a word ("attention_split") that names what is chosen
+ * between, the same for all shapes; names[0 .. n) are candidates without spaces ("LANES=8,WG=64") that differ: best guess first, and last one
+ * that needs nothing optional. What a name stands for may depend on `op` and the device, not on l.
+ * DLLAMA_VK_VARIANT="kernel=name kernel=name" forces choices, unmeasured and unchecked. DL_EUNSUP (logged) where all are wrong. */
+int vk_tune_pick(struct vk_lower *l, const char *kernel, const struct dl_op *op, const char *const *names, uint32_t n);
+
+#endif
