@@ -15,7 +15,7 @@ step() { printf '== %s\n' "$*"; }
 
 fail() {
     what=$1
-    if [ "$(type on_fail 2>/dev/null)" ]; then on_fail; fi
+    if type on_fail >/dev/null 2>&1; then on_fail; fi
     printf '%s: %s: failed%s\n' "$me" "$what" "${2:+ ($2)}" >&2
     exit 1
 }
@@ -55,15 +55,25 @@ need_packages() {
         fail "install$missing" "see the lines above"
 }
 
-# need_packages, or nothing but a word where this release does not know all of them.
+# need_packages, or nothing but a word where they cannot be had: no root, no network, or a release without one of them.
 want_packages() {
     command -v apt-cache >/dev/null 2>&1 || return 0
-    if ! ls /var/lib/apt/lists/*Packages* >/dev/null 2>&1; then
-        as_root apt-get update -qq || fail "apt-get update" "no network, no permission, or apt is busy"
-    fi
+    missing=
     for package in "$@"; do
-        if ! is_installed "$package" && ! apt-cache show "$package" >/dev/null 2>&1; then
-            step "going on without $*: this release has no $package"
+        is_installed "$package" || missing="$missing $package"
+    done
+    [ -n "$missing" ] || return 0
+    if ! as_root true 2>/dev/null; then
+        step "going on without$missing: installing needs root or sudo"
+        return 0
+    fi
+    if ! ls /var/lib/apt/lists/*Packages* >/dev/null 2>&1 && ! as_root apt-get update -qq; then
+        step "going on without$missing: apt-get update failed"
+        return 0
+    fi
+    for package in $missing; do
+        if ! apt-cache show "$package" >/dev/null 2>&1; then
+            step "going on without$missing: this release has no $package"
             return 0
         fi
     done
