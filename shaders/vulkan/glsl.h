@@ -29,17 +29,8 @@ void vk_spirv_finish(struct vk_spirv *s);
  * text that does not compile: one line with shader, line and message. Any thread. */
 int vk_glsl_compile(const char *name, const char *defines, struct vk_spirv *out);
 
-/* One of many: vk_glsl_prepare fills `spirv`. */
-struct vk_glsl_job {
-    const char *name, *defines;
-    struct vk_spirv spirv;
-    int status; /* as vk_glsl_compile */
-};
-
-/* Compiles all of them with `threads` threads (0: one per processor); `progress`, if given, is called now and then with how many are
- * done, on the calling thread. Blocks. The first failure in list order, or 0. */
+/* Told now and then by whoever makes many, on the thread that asked for them. */
 typedef void vk_glsl_progress(void *ud, size_t done, size_t all);
-int vk_glsl_prepare(struct vk_glsl_job *jobs, size_t n, uint32_t threads, vk_glsl_progress *progress, void *ud);
 
 /* Since the process began. Any thread. */
 struct vk_glsl_stats {

@@ -10,8 +10,9 @@
 
 struct vk_kernel {
     vk_lower_fn *lower;
-    bool (*supports)(const struct vk_ctx *c, const struct dl_op *op); /* types and shapes; the op itself is well-formed */
-    const char *note;                                                 /* which shaders, for those who look for them */
+    bool (*supports)(const struct vk_ctx *c,
+                     const struct dl_op *op); /* types and shapes; the op itself is well-formed */
+    const char *note;                         /* which shaders, for those who look for them */
 };
 
 /* Never NULL for a valid opcode. */

@@ -23,9 +23,11 @@ struct vk_pipe {
 /* All pipes of one device. The engine thread's. */
 struct vk_pipes;
 int vk_pipes_create(struct vk_ctx *c, struct vk_pipes **out);
-void vk_pipes_destroy(struct vk_pipes **p); /* saves the pipeline cache; nothing uses the pipes any more; accepts &NULL */
+void vk_pipes_destroy(
+    struct vk_pipes **p); /* saves the pipeline cache; nothing uses the pipes any more; accepts &NULL */
 
-/* Makes what these dispatches need, compiling in threads what is new. `progress` (or NULL) as in vk_glsl_prepare. */
+/* Makes what these dispatches need, compiling in threads what is new. `progress` may be NULL. The
+ * first failure in order of arrival, or 0; a pipe that could not be made stays so. */
 int vk_pipes_prepare(struct vk_pipes *p, const struct vk_dispatch *d, size_t n, vk_glsl_progress *progress, void *ud);
 
 /* The pipe of a dispatch, made now if it is new. Valid until vk_pipes_destroy. */
