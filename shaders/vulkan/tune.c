@@ -1,13 +1,145 @@
 /* SPDX-License-Identifier: MIT
  *
- * tune.c: the choice between candidates: what the environment forces, else the first.
+ * tune.c: the choice between candidates. A choice is made once per (kernel, shape, batch class): every candidate is checked on a small
+ * case, those that are right are timed on one of the op's size (trial.h), and the fastest is kept, on disk too: by device, driver
+ * and shader sources. All of it together may take BUDGET_NS per process; what is left then is checked only, and chosen at a later start.
  */
 #include "tune.h"
 
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
-/* The name that DLLAMA_VK_VARIANT gives for a kernel: "kernel=name kernel=name". */
+#include "cache.h"
+#include "glsl.h"
+#include "trial.h"
+
+#define BUDGET_NS 3000000000u
+#define TIME_NS 25000000u     /* of runs per candidate */
+#define LEAST_WORK (1u << 20) /* multiply-adds: smaller ops are not worth timing */
+#define VERSION "choices 1"   /* of the file, and of what candidates' names mean */
+
+struct choice {
+    char key[128], name[64];
+};
+
+struct candidate {
+    char key[128]; /* kernel, type and kind of batch */
+    char name[64];
+    bool right;
+};
+
+struct vk_tune {
+    struct choice *choices;
+    size_t n_choices, cap_choices;
+    struct candidate *checked;
+    size_t n_checked, cap_checked;
+    struct vk_hash id;
+    bool keep; /* on disk */
+    bool said;
+    uint64_t spent_ns;
+    const char *kernel, *name; /* of the trial that is running */
+    bool met;                  /* the trial was asked for its kernel */
+    struct vk_tune_stats stats;
+};
+
+/* ------------------------------------------------------------------------------------------------ what is known */
+
+static void load(struct vk_tune *t, const struct vk_ctx *c)
+{
+    const struct vk_caps *caps = &c->caps;
+    t->id = VK_HASH_START;
+    vk_hash_text(&t->id, VERSION);
+    vk_hash_text(&t->id, caps->name);
+    vk_hash_add(&t->id, caps->uuid, sizeof caps->uuid);
+    vk_hash_add(&t->id, &caps->driver_version, sizeof caps->driver_version);
+    vk_hash_add(&t->id, &caps->api_version, sizeof caps->api_version);
+    for (size_t i = 0; i < vk_glsl_n_sources; i++)
+        vk_hash_add(&t->id, vk_glsl_sources[i].text, vk_glsl_sources[i].n);
+    const char *folder = getenv("DLLAMA_SHADER_DIR");
+    t->keep = !folder || !*folder; /* else what was measured is not what the next start has */
+    size_t n = 0;
+    char *text = t->keep ? vk_cache_load("tune", t->id, &n) : NULL;
+    for (size_t at = 0; at < n;) { /* "key\tname\n" */
+        const char *line = text + at, *end = memchr(line, '\n', n - at),
+                   *tab = end ? memchr(line, '\t', (size_t)(end - line)) : NULL;
+        struct choice new = {0};
+        if (!tab || (size_t)(tab - line) >= sizeof new.key || (size_t)(end - tab) > sizeof new.name)
+            break;
+        memcpy(new.key, line, (size_t)(tab - line));
+        memcpy(new.name, tab + 1, (size_t)(end - tab) - 1);
+        if (dl_grow((void **)&t->choices, &t->cap_choices, t->n_choices + 1, sizeof new))
+            break;
+        t->choices[t->n_choices++] = new;
+        at = (size_t)(end - text) + 1;
+    }
+    free(text);
+}
+
+static void save(const struct vk_tune *t)
+{
+    struct dl_str text = {0};
+    int err = 0;
+    for (size_t i = 0; !err && i < t->n_choices; i++)
+        err = dl_str_addf(&text, "%s\t%s\n", t->choices[i].key, t->choices[i].name);
+    if (t->keep && !err && text.len)
+        vk_cache_store("tune", t->id, text.v, text.len);
+    dl_str_finish(&text);
+}
+
+static struct vk_tune *tune_of(struct vk_ctx *c)
+{
+    if (!c->tune) {
+        c->tune = dl_xcalloc(1, sizeof *c->tune);
+        load(c->tune, c);
+    }
+    return c->tune;
+}
+
+void vk_tune_close(struct vk_ctx *c)
+{
+    if (!c->tune)
+        return;
+    free(c->tune->choices);
+    free(c->tune->checked);
+    free(c->tune);
+    c->tune = NULL;
+}
+
+struct vk_tune_stats vk_tune_stats(const struct vk_ctx *c)
+{
+    return c->tune ? c->tune->stats : (struct vk_tune_stats){0};
+}
+
+static int index_of(const char *name, size_t length, const char *const *names, uint32_t n)
+{
+    for (uint32_t i = 0; i < n; i++)
+        if (strlen(names[i]) == length && !strncmp(names[i], name, length))
+            return (int)i;
+    return -1;
+}
+
+static int known(const struct vk_tune *t, const char *key, const char *const *names, uint32_t n)
+{
+    for (size_t i = 0; i < t->n_choices; i++)
+        if (!strcmp(t->choices[i].key, key))
+            return index_of(t->choices[i].name, strlen(t->choices[i].name), names, n);
+    return -1;
+}
+
+static void choose(struct vk_tune *t, const char *key, const char *name)
+{
+    size_t i = 0;
+    while (i < t->n_choices && strcmp(t->choices[i].key, key))
+        i++;
+    if (i == t->n_choices && dl_grow((void **)&t->choices, &t->cap_choices, i + 1, sizeof *t->choices))
+        return;
+    t->n_choices = DL_MAX(t->n_choices, i + 1);
+    snprintf(t->choices[i].key, sizeof t->choices[i].key, "%s", key);
+    snprintf(t->choices[i].name, sizeof t->choices[i].name, "%s", name);
+}
+
+/* The name that DLLAMA_VK_VARIANT gives for a kernel. */
 static const char *forced(const char *kernel, size_t *n)
 {
     const char *p = getenv("DLLAMA_VK_VARIANT");
@@ -24,14 +156,179 @@ static const char *forced(const char *kernel, size_t *n)
     return NULL;
 }
 
+/* ----------------------------------------------------------------------------------------------- what is found out */
+
+static uint32_t rows(const struct vk_lower *l, const struct dl_op *op)
+{
+    return op->count == DL_COUNT_OUT ? l->n_out : l->n_tokens;
+}
+
+static void key_of(const struct vk_lower *l, const char *kernel, const struct dl_op *op, char *key, size_t size)
+{
+    uint32_t n = rows(l, op);
+    const char *type = dl_type_info(op->src[1].type)->name;
+    if (op->code == DL_OP_ATTENTION)
+        snprintf(key, size, "%s %s dim=%u heads=%u/%u+%u kv=%u n=%u", kernel, type, (unsigned)op->u.attn.head_dim,
+                 (unsigned)op->u.attn.n_heads, (unsigned)op->u.attn.group, (unsigned)op->u.attn.first_head,
+                 (unsigned)op->u.attn.n_kv_heads, (unsigned)n);
+    else
+        snprintf(key, size, "%s %s %ux%u of %u n=%u", kernel, type, (unsigned)op->dst.cols, (unsigned)op->src[1].cols,
+                 (unsigned)(op->src[1].rows / DL_MAX(op->dst.cols, 1)), (unsigned)n);
+}
+
+static uint64_t work(const struct vk_lower *l, const struct dl_op *op)
+{
+    uint64_t each = op->code == DL_OP_ATTENTION ? 1024 : op->src[1].cols;
+    return each * op->dst.cols * rows(l, op) * op->mult;
+}
+
+/* What a trial may take of device memory. */
+static uint64_t trial_bytes(struct vk_ctx *c)
+{
+    uint64_t most = c->caps.software ? 8u << 20 : 64u << 20, left = vk_memory_free(c);
+    return left ? DL_MIN(most, left / 8) : most;
+}
+
+/* Runs one candidate: what == VK_TRIAL_CHECK leaves its NMSE, VK_TRIAL_TIME nanoseconds. */
+static int try(struct vk_lower *l, const char *kernel, const char *name, struct vk_trial *trial,
+               enum vk_trial_kind what, double *out)
+{
+    struct vk_tune *t = l->ctx->tune;
+    uint64_t ns = 0;
+    t->kernel = kernel;
+    t->name = name;
+    t->met = false;
+    int err = what == VK_TRIAL_CHECK ? vk_trial_check(trial, out) : vk_trial_time(trial, TIME_NS, &ns);
+    t->kernel = NULL;
+    if (what == VK_TRIAL_TIME)
+        *out = (double)ns;
+    if (!err && !t->met) /* the smaller op has other candidates: it tells nothing */
+        *out = 0;
+    return err;
+}
+
+/* Is it right? Asked once for each kernel, name, type and kind of batch; what is wrong once is not used any more. */
+static int check(struct vk_lower *l, const char *kernel, const struct dl_op *op, const char *name, bool *right)
+{
+    struct vk_tune *t = l->ctx->tune;
+    uint32_t n = rows(l, op);
+    struct candidate new = {.right = false};
+    snprintf(new.key, sizeof new.key, "%s %s %s", kernel, dl_type_info(op->src[1].type)->name,
+             n == 1    ? "one"
+             : n <= 8  ? "few"
+             : n <= 64 ? "some"
+                       : "many");
+    snprintf(new.name, sizeof new.name, "%s", name);
+    size_t length = strlen(kernel);
+    for (size_t i = 0; i < t->n_checked; i++) {
+        const struct candidate *old = &t->checked[i];
+        if (strcmp(old->name, name))
+            continue;
+        bool same = !strcmp(old->key, new.key),
+             dropped = !old->right && !strncmp(old->key, kernel, length) && old->key[length] == ' ';
+        if (same || dropped) {
+            *right = old->right;
+            return 0;
+        }
+    }
+    struct vk_trial *trial = NULL;
+    double nmse = 0, bound = op->code == DL_OP_ATTENTION ? 1e-8 : 1e-9;
+    int err = vk_trial_create(l, op, VK_TRIAL_CHECK, trial_bytes(l->ctx), &trial);
+    if (err)
+        return err; /* not the candidate's fault */
+    err = try(l, kernel, name, trial, VK_TRIAL_CHECK, &nmse);
+    vk_trial_destroy(&trial);
+    if (vk_lost(l->ctx))
+        return vk_lost(l->ctx);
+    t->stats.checked++;
+    new.right = !err &&nmse <= bound; /* false for NaN */
+    *right = new.right;
+    if (!new.right) {
+        t->stats.dropped++;
+        if (err)
+            dl_log(DL_LOG_WARN, "%s: kernel %s, variant %s: dropped, it does not run here (%s)", l->ctx->label, kernel,
+                   name, dl_err_text(err));
+        else
+            dl_log(DL_LOG_WARN, "%s: kernel %s, variant %s: dropped, its results are wrong here (%s, NMSE %.1e)",
+                   l->ctx->label, kernel, name, new.key, nmse);
+    }
+    if (!dl_grow((void **)&t->checked, &t->cap_checked, t->n_checked + 1, sizeof new))
+        t->checked[t->n_checked++] = new;
+    return 0;
+}
+
+static int measure(struct vk_lower *l, const char *kernel, const struct dl_op *op, const char *key,
+                   const char *const *names, uint32_t n)
+{
+    struct vk_tune *t = l->ctx->tune;
+    struct vk_trial *trial = NULL;
+    int best = -1, err = 0;
+    double least = 0, ns;
+    bool right = false, timed = n > 1 && work(l, op) >= LEAST_WORK;
+    for (uint32_t i = 0; i < n; i++) {
+        if (best >= 0 && (!timed || t->spent_ns > BUDGET_NS))
+            break;
+        uint64_t start = dl_now_ns();
+        err = check(l, kernel, op, names[i], &right);
+        ns = 0;
+        if (!err && right && timed && t->spent_ns <= BUDGET_NS) {
+            if (!trial)
+                err = vk_trial_create(l, op, VK_TRIAL_TIME, trial_bytes(l->ctx), &trial);
+            if (!err)
+                err = try(l, kernel, names[i], trial, VK_TRIAL_TIME, &ns);
+            t->stats.timed += !err;
+        }
+        t->spent_ns += dl_now_ns() - start;
+        if (err)
+            break;
+        if (right && ns > 0)
+            dl_log(DL_LOG_DEBUG, "%s: %s: %s takes %.1f us", l->ctx->label, key, names[i], ns / 1e3);
+        if (right && (best < 0 || (ns > 0 && ns < least))) {
+            best = (int)i;
+            least = ns;
+        }
+    }
+    vk_trial_destroy(&trial);
+    if (err && vk_lost(l->ctx))
+        return err;
+    if (err && best < 0) { /* no memory for trials, say */
+        dl_log(DL_LOG_WARN, "%s: %s could not be checked (%s), using %s", l->ctx->label, kernel, dl_err_text(err),
+               names[n - 1]);
+        return (int)n - 1;
+    }
+    if (best < 0)
+        return dl_fail(DL_EUNSUP, "%s: kernel %s: every variant gives wrong results: use another device", l->ctx->label,
+                       kernel);
+    if (err || (timed && t->spent_ns > BUDGET_NS))
+        return best; /* good enough until the next start */
+    choose(t, key, names[best]);
+    save(t);
+    return best;
+}
+
 int vk_tune_pick(struct vk_lower *l, const char *kernel, const struct dl_op *op, const char *const *names, uint32_t n)
 {
-    (void)l;
-    (void)op;
+    struct vk_tune *t = tune_of(l->ctx);
     size_t length;
-    const char *name = forced(kernel, &length);
-    for (uint32_t i = 0; name && i < n; i++)
-        if (strlen(names[i]) == length && !strncmp(names[i], name, length))
-            return (int)i;
-    return 0;
+    if (t->kernel && !strcmp(t->kernel, kernel)) {
+        int i = index_of(t->name, strlen(t->name), names, n);
+        t->met = t->met || i >= 0;
+        return DL_MAX(i, 0);
+    }
+    const char *name = forced(kernel, &length), *off = getenv("DLLAMA_VK_TUNE");
+    int i = name ? index_of(name, length, names, n) : -1;
+    if (i >= 0)
+        return i;
+    if ((off && !strcmp(off, "0")) || !vk_trial_knows(op))
+        return 0;
+    char key[sizeof t->choices->key];
+    key_of(l, kernel, op, key, sizeof key);
+    i = known(t, key, names, n);
+    if (i >= 0 || t->kernel) /* a trial of another kernel does not start its own */
+        return DL_MAX(i, 0);
+    if (!t->said)
+        dl_log(DL_LOG_INFO, "%s: checking and timing kernels: the first start with this device and driver takes longer",
+               l->ctx->label);
+    t->said = true;
+    return measure(l, kernel, op, key, names, n);
 }

@@ -52,6 +52,7 @@ struct vk_caps {
 
 struct vk_memory; /* memory.c */
 struct vk_pipes;  /* pipeline.c */
+struct vk_tune;    /* tune.c */
 
 #define VK_CLASSES 16u
 
@@ -73,6 +74,7 @@ struct vk_ctx {
     atomic_uint messages; /* warnings and errors of the validation layers so far */
     bool validation;      /* the layers are on */
     struct vk_memory *memory;
+    struct vk_tune *tune; /* NULL until something is chosen */
     struct vk_pipes *pipes;
     double speed[VK_CLASSES]; /* work per ns that programs of a class reach here; see vk_prog_took */
 };
