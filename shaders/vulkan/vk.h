@@ -76,6 +76,8 @@ struct vk_ctx {
     struct vk_memory *memory;
     struct vk_tune *tune; /* NULL until something is chosen */
     struct vk_pipes *pipes;
+    struct vk_buf *scratch[32]; /* each at least twice the one before; old recordings use the old ones */
+    uint32_t n_scratch;
     double speed[VK_CLASSES]; /* work per ns that programs of a class reach here; see vk_prog_took */
 };
 
@@ -136,6 +138,7 @@ struct vk_part {
 struct vk_buf {
     struct dl_buf base;
     char name[64];
+    uint64_t serial; /* never used twice on one device */
     enum vk_layout layout;
     struct vk_part *parts;
     uint32_t n_parts;
@@ -171,7 +174,7 @@ uint64_t vk_memory_free(struct vk_ctx *c);
 #define VK_PUSH_WORDS 32u /* 128 bytes: what every device has */
 
 struct vk_bind {
-    const struct vk_buf *buf;
+    const struct vk_buf *buf; /* NULL: scratch */
     uint32_t plane;
     uint64_t offset,
         range; /* bytes inside the plane; offset is aligned to caps.offset_align; range <= caps.storage_range,
@@ -206,8 +209,7 @@ struct vk_lower {
     uint32_t max_positions;   /* of the longest sequence that the batch's tables can hold; 0: not known */
     struct vk_dispatch *out;  /* growable, by vk_dispatch_new */
     size_t n, cap;
-    uint64_t scratch_bytes; /* wanted by vk_bind_scratch so far for this lowering */
-    const struct vk_buf *scratch;
+    uint64_t scratch_bytes; /* that vk_bind_scratch was asked for */
 };
 
 /* Turns ops[0 .. n) into dispatches that run without a barrier between them (but for vk_dispatch.barrier), appended by vk_dispatch_new.
@@ -237,25 +239,29 @@ struct vk_prog;
 
 /* Command buffers for one batch class and batch buffer, each to be a submit of its own. */
 struct vk_recording {
-    struct vk_buf *batch;
+    uint64_t batch;                   /* serial */
     uint32_t class_tokens, class_out; /* out: 0 for none, else 1 + vk_class_of */
     VkCommandBuffer *cmds;
-    uint32_t n_cmds;
+    size_t n_cmds, cap_cmds;
     uint64_t work; /* of all dispatches */
     double speed;  /* work per ns that the cut into command buffers assumed */
     VkDescriptorPool descriptors;
     uint32_t n_dispatches, n_barriers;
+    uint32_t in_flight; /* kept by device.c */
 };
 
 int vk_prog_create(struct vk_ctx *c, const struct dl_op *ops, uint32_t n_ops, dl_buf *const *bufs, uint32_t n_bufs,
                    struct vk_prog **out);
 void vk_prog_destroy(struct vk_ctx *c, struct vk_prog *p); /* not in flight */
 
-/* Finds or makes the recording for a batch; valid until the program is destroyed or this is called again. */
+/* Finds or makes the recording for a batch. Lives until the program is destroyed, or until it is asked for again while not in flight. */
 int vk_prog_record(struct vk_ctx *c, struct vk_prog *p, const struct dl_run_args *args, struct vk_recording **out);
 
 /* What a recording's run took; steers how later ones are cut. */
-void vk_prog_took(struct vk_ctx *c, struct vk_recording *r, uint64_t ns);
+void vk_prog_took(struct vk_ctx *c, const struct vk_recording *r, uint64_t ns);
+
+/* Frees what lowerings had as scratch memory; no program is left. */
+void vk_scratch_close(struct vk_ctx *c);
 
 /* ---------------------------------------------------------------------------------------------------- device */
 
