@@ -191,7 +191,7 @@ static void recording_destroy(struct vk_ctx *c, struct vk_recording *r)
     if (!r)
         return;
     if (r->n_cmds)
-        c->vk.vkFreeCommandBuffers(c->device, c->commands, (uint32_t)r->n_cmds, r->cmds);
+        c->vk.vkFreeCommandBuffers(c->device, c->commands, r->n_cmds, r->cmds);
     if (r->descriptors)
         c->vk.vkDestroyDescriptorPool(c->device, r->descriptors, NULL);
     free(r->cmds);
@@ -273,7 +273,7 @@ static void barrier(struct vk_ctx *c, VkCommandBuffer cmd, VkPipelineStageFlags 
 
 static int cmd_begin(struct vk_ctx *c, struct vk_recording *r)
 {
-    int err = dl_grow((void **)&r->cmds, &r->cap_cmds, r->n_cmds + 1, sizeof *r->cmds);
+    int err = dl_grow((void **)&r->cmds, &r->cap_cmds, (size_t)r->n_cmds + 1, sizeof *r->cmds);
     if (err)
         return err;
     VkCommandBufferAllocateInfo info = {.sType = VK_STRUCTURE_TYPE_COMMAND_BUFFER_ALLOCATE_INFO,
@@ -525,7 +525,7 @@ static bool badly_cut(const struct vk_ctx *c, const struct vk_recording *r)
 {
     double speed = c->speed[r->class_tokens];
     return !r->in_flight && ((r->n_cmds > 1 && speed > 4 * r->speed) ||
-                             (speed < r->speed && (double)r->work / (double)r->n_cmds > speed * SUBMIT_MOST_NS));
+                             (speed < r->speed && (double)r->work / r->n_cmds > speed * SUBMIT_MOST_NS));
 }
 
 int vk_prog_record(struct vk_ctx *c, struct vk_prog *p, const struct dl_run_args *args, struct vk_recording **out)

@@ -52,7 +52,7 @@ struct vk_caps {
 
 struct vk_memory; /* memory.c */
 struct vk_pipes;  /* pipeline.c */
-struct vk_tune;    /* tune.c */
+struct vk_tune;   /* tune.c */
 
 #define VK_CLASSES 16u
 
@@ -242,7 +242,8 @@ struct vk_recording {
     uint64_t batch;                   /* serial */
     uint32_t class_tokens, class_out; /* out: 0 for none, else 1 + vk_class_of */
     VkCommandBuffer *cmds;
-    size_t n_cmds, cap_cmds;
+    uint32_t n_cmds;
+    size_t cap_cmds;
     uint64_t work; /* of all dispatches */
     double speed;  /* work per ns that the cut into command buffers assumed */
     VkDescriptorPool descriptors;
