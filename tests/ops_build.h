@@ -35,16 +35,16 @@ static struct dl_view act(struct ops_case *c, enum dl_type type, uint32_t rows, 
     return ops_view(c, DL_BUF_ACT, type, rows, cols, pad_for(type, variant));
 }
 
-static struct dl_view weight(struct ops_case *c, enum dl_type type, uint32_t rows, uint32_t cols, enum ops_fill fill,
-                             uint64_t *rng)
+static inline struct dl_view weight(struct ops_case *c, enum dl_type type, uint32_t rows, uint32_t cols,
+                                    enum ops_fill fill, uint64_t *rng)
 {
     struct dl_view v = ops_view(c, DL_BUF_WEIGHT, type, rows, cols, 0);
     ops_fill_rows(c, &v, rows, fill, rng);
     return v;
 }
 
-static void build_convert(struct ops_case *c, enum dl_type from, enum dl_type to, uint32_t n, uint32_t cols,
-                          enum ops_fill fill, uint32_t variant)
+static inline void build_convert(struct ops_case *c, enum dl_type from, enum dl_type to, uint32_t n, uint32_t cols,
+                                 enum ops_fill fill, uint32_t variant)
 {
     uint64_t rng = variant;
     op_init(c, DL_OP_CONVERT, 0);
@@ -56,8 +56,8 @@ static void build_convert(struct ops_case *c, enum dl_type from, enum dl_type to
     ops_batch(c, n, 0, n + SPARE, 1, 1, 1);
 }
 
-static void build_rms_norm(struct ops_case *c, enum dl_type to, uint32_t n, uint32_t cols, uint32_t group,
-                           enum ops_fill fill, uint32_t variant)
+static inline void build_rms_norm(struct ops_case *c, enum dl_type to, uint32_t n, uint32_t cols, uint32_t group,
+                                  enum ops_fill fill, uint32_t variant)
 {
     uint64_t rng = variant;
     bool in_place = to == DL_F32 && variant % 2;
@@ -74,13 +74,13 @@ static void build_rms_norm(struct ops_case *c, enum dl_type to, uint32_t n, uint
     ops_batch(c, n, 0, n + SPARE, 1, 1, 1);
 }
 
-static enum dl_type act_for(enum dl_type weight_type)
+static inline enum dl_type act_for(enum dl_type weight_type)
 {
     return weight_type == DL_Q40 || weight_type == DL_Q80 ? DL_Q80 : DL_F32;
 }
 
-static void build_matmul(struct ops_case *c, enum dl_type type, uint32_t n, uint32_t in, uint32_t out,
-                         enum ops_fill x_fill, enum ops_fill w_fill, uint32_t variant)
+static inline void build_matmul(struct ops_case *c, enum dl_type type, uint32_t n, uint32_t in, uint32_t out,
+                                enum ops_fill x_fill, enum ops_fill w_fill, uint32_t variant)
 {
     uint64_t rng = variant + 77;
     bool bias = variant % 2, out_rows = variant % 7 == 3;
@@ -103,8 +103,8 @@ static void build_matmul(struct ops_case *c, enum dl_type type, uint32_t n, uint
         ops_batch(c, n, 0, n + SPARE, 1, 1, 1);
 }
 
-static void build_rope(struct ops_case *c, uint32_t n, uint32_t heads, uint32_t head_dim, uint32_t n_rot,
-                       enum dl_rope_layout layout, uint32_t variant)
+static inline void build_rope(struct ops_case *c, uint32_t n, uint32_t heads, uint32_t head_dim, uint32_t n_rot,
+                              enum dl_rope_layout layout, uint32_t variant)
 {
     uint64_t rng = variant;
     bool in_place = variant % 2;
@@ -128,7 +128,7 @@ static void build_rope(struct ops_case *c, uint32_t n, uint32_t heads, uint32_t 
 }
 
 /* Blocks of all tables in a shuffled order, none twice, some not used at all. */
-static void shuffle_tables(struct ops_case *c, uint32_t n_blocks, uint64_t *rng)
+static inline void shuffle_tables(struct ops_case *c, uint32_t n_blocks, uint64_t *rng)
 {
     uint32_t *block = dl_xcalloc(n_blocks, sizeof *block);
     for (uint32_t i = 0; i < n_blocks; i++) {
@@ -142,8 +142,8 @@ static void shuffle_tables(struct ops_case *c, uint32_t n_blocks, uint64_t *rng)
     free(block);
 }
 
-static void build_kv_store(struct ops_case *c, enum dl_type type, uint32_t n, uint32_t n_kv, uint32_t head_dim,
-                           enum ops_fill fill, uint32_t variant)
+static inline void build_kv_store(struct ops_case *c, enum dl_type type, uint32_t n, uint32_t n_kv, uint32_t head_dim,
+                                  enum ops_fill fill, uint32_t variant)
 {
     uint64_t rng = variant;
     op_init(c, DL_OP_KV_STORE, 0);
@@ -169,8 +169,8 @@ struct attention_shape {
     uint32_t n;
 };
 
-static void build_attention(struct ops_case *c, const struct attention_shape *s, enum ops_fill v_fill, double sharpness,
-                            uint32_t variant)
+static inline void build_attention(struct ops_case *c, const struct attention_shape *s, enum ops_fill v_fill,
+                                   double sharpness, uint32_t variant)
 {
     uint64_t rng = variant + 5;
     op_init(c, DL_OP_ATTENTION, 1e-9);
@@ -215,8 +215,8 @@ static void build_attention(struct ops_case *c, const struct attention_shape *s,
     free(filled);
 }
 
-static void build_glu(struct ops_case *c, enum dl_type to, uint32_t n, uint32_t cols, enum dl_act_fn fn,
-                      enum ops_fill fill, uint32_t variant)
+static inline void build_glu(struct ops_case *c, enum dl_type to, uint32_t n, uint32_t cols, enum dl_act_fn fn,
+                             enum ops_fill fill, uint32_t variant)
 {
     uint64_t rng = variant;
     bool in_place = to == DL_F32 && variant % 2;
@@ -233,7 +233,7 @@ static void build_glu(struct ops_case *c, enum dl_type to, uint32_t n, uint32_t 
     ops_batch(c, n, 0, n + SPARE, 1, 1, 1);
 }
 
-static void build_add(struct ops_case *c, uint32_t n, uint32_t cols, enum ops_fill fill, uint32_t variant)
+static inline void build_add(struct ops_case *c, uint32_t n, uint32_t cols, enum ops_fill fill, uint32_t variant)
 {
     uint64_t rng = variant;
     op_init(c, DL_OP_ADD, 0);
@@ -246,8 +246,8 @@ static void build_add(struct ops_case *c, uint32_t n, uint32_t cols, enum ops_fi
     ops_batch(c, n, 0, n + SPARE, 1, 1, 1);
 }
 
-static void build_merge(struct ops_case *c, enum dl_type wire, uint32_t n, uint32_t cols, uint32_t slices,
-                        enum ops_fill fill, uint32_t variant)
+static inline void build_merge(struct ops_case *c, enum dl_type wire, uint32_t n, uint32_t cols, uint32_t slices,
+                               enum ops_fill fill, uint32_t variant)
 {
     uint64_t rng = variant;
     op_init(c, DL_OP_MERGE, 0);
@@ -270,7 +270,8 @@ static void build_merge(struct ops_case *c, enum dl_type wire, uint32_t n, uint3
     ops_batch(c, n, 0, n + SPARE, 1, 1, 1);
 }
 
-static void build_gather_rows(struct ops_case *c, uint32_t n_tokens, uint32_t n_out, uint32_t cols, uint32_t variant)
+static inline void build_gather_rows(struct ops_case *c, uint32_t n_tokens, uint32_t n_out, uint32_t cols,
+                                     uint32_t variant)
 {
     uint64_t rng = variant;
     op_init(c, DL_OP_GATHER_ROWS, 0);
@@ -286,7 +287,8 @@ static void build_gather_rows(struct ops_case *c, uint32_t n_tokens, uint32_t n_
             ops_out_rows(c)[i] = i * n_tokens / n_out;
 }
 
-static void build_moe_route(struct ops_case *c, uint32_t n, uint32_t experts, uint32_t k, bool ties, uint32_t variant)
+static inline void build_moe_route(struct ops_case *c, uint32_t n, uint32_t experts, uint32_t k, bool ties,
+                                   uint32_t variant)
 {
     uint64_t rng = variant;
     op_init(c, DL_OP_MOE_ROUTE, 1e-12);
@@ -307,7 +309,8 @@ static void build_moe_route(struct ops_case *c, uint32_t n, uint32_t experts, ui
 }
 
 /* Routes to k different experts each, weights that sum to 1. */
-static void fill_route(struct ops_case *c, const struct dl_view *route, uint32_t n, uint32_t experts, uint64_t *rng)
+static inline void fill_route(struct ops_case *c, const struct dl_view *route, uint32_t n, uint32_t experts,
+                              uint64_t *rng)
 {
     uint32_t k = route->cols / 2;
     for (uint32_t t = 0; t < n; t++) {
@@ -322,8 +325,8 @@ static void fill_route(struct ops_case *c, const struct dl_view *route, uint32_t
     }
 }
 
-static void build_moe_matmul(struct ops_case *c, enum dl_type type, uint32_t n, uint32_t in, uint32_t out,
-                             uint32_t experts, uint32_t k, bool shared, uint32_t variant)
+static inline void build_moe_matmul(struct ops_case *c, enum dl_type type, uint32_t n, uint32_t in, uint32_t out,
+                                    uint32_t experts, uint32_t k, bool shared, uint32_t variant)
 {
     uint64_t rng = variant;
     op_init(c, DL_OP_MOE_MATMUL, 1e-10);
@@ -344,7 +347,7 @@ static void build_moe_matmul(struct ops_case *c, enum dl_type type, uint32_t n, 
     ops_batch(c, n, 0, most, 1, 1, 1);
 }
 
-static void build_moe_sum(struct ops_case *c, uint32_t n, uint32_t cols, uint32_t k, uint32_t variant)
+static inline void build_moe_sum(struct ops_case *c, uint32_t n, uint32_t cols, uint32_t k, uint32_t variant)
 {
     uint64_t rng = variant;
     op_init(c, DL_OP_MOE_SUM, 1e-12);

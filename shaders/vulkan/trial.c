@@ -66,7 +66,7 @@ static int run(struct vk_trial *t, const struct vk_recording *rec, uint64_t *ns)
 {
     struct vk_ctx *c = t->ctx;
     VkSubmitInfo submit = {
-        .sType = VK_STRUCTURE_TYPE_SUBMIT_INFO, .commandBufferCount = rec->n_cmds, .pCommandBuffers = rec->cmds};
+        .sType = VK_STRUCTURE_TYPE_SUBMIT_INFO, .commandBufferCount = (uint32_t)rec->n_cmds, .pCommandBuffers = rec->cmds};
     uint64_t start = dl_now_ns();
     VkResult r = vk_queue_submit(c, 1, &submit, t->fence);
     if (r)

@@ -316,7 +316,9 @@ int vk_tune_pick(struct vk_lower *l, const char *kernel, const struct dl_op *op,
         return DL_MAX(i, 0);
     }
     const char *name = forced(kernel, &length), *off = getenv("DLLAMA_VK_TUNE");
-    int i = name ? index_of(name, length, names, n) : -1;
+    int i = name && *name == '#' ? (int)DL_MIN(strtoul(name + 1, NULL, 10), n - 1)
+            : name               ? index_of(name, length, names, n)
+                                 : -1;
     if (i >= 0)
         return i;
     if ((off && !strcmp(off, "0")) || !vk_trial_knows(op))
