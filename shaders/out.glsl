@@ -83,18 +83,18 @@ void out_put(uint row_at, uint i, vec4 v, uint n)
     }
 }
 #else
-#define OUT_PUT(row, i, v, n) out_put((row) * push.out_stride, i, v, n)
-void out_put(uint row_at, uint i, vec4 v, uint n)
+#define OUT_PUT(row, i, v, n) out_put(uvec3(push.out_at, push.out_at1, push.out_at2) + (row) * push.out_stride, i, v, n)
+void out_put(uvec3 at, uint i, vec4 v, uint n)
 {
     uint d, codes = q80_quantise(v, d), lane = gl_LocalInvocationID.x & 7u;
     if (n == 0u)
         return;
-    uint block = row_at + (i >> 5);
-    out_codes[(push.out_at + block) * 8u + lane] = codes;
+    at += i >> 5;
+    out_codes[at.x * 8u + lane] = codes;
     if (lane == 0u) {
         float scale = f16_to_f32(d);
-        out_scales[push.out_at1 + block] = scale;
-        out_sums[push.out_at2 + block] = scale * float(q80_sum());
+        out_scales[at.y] = scale;
+        out_sums[at.z] = scale * float(q80_sum());
     }
 }
 #endif
