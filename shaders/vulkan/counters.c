@@ -197,11 +197,12 @@ int vk_counters_host(struct vk_counters *k, uint64_t value)
     int err = vk_lost(c);
     pthread_mutex_lock(&k->lock);
     if (value > k->host) {
-        if (k->host_semaphore && !err) {
+        /* Also on a device that failed: what it still holds shall run out rather than wait for ever. */
+        if (k->host_semaphore) {
             VkSemaphoreSignalInfo info = {
                 .sType = VK_STRUCTURE_TYPE_SEMAPHORE_SIGNAL_INFO, .semaphore = k->host_semaphore, .value = value};
             VkResult r = c->vk.vkSignalSemaphore(c->device, &info);
-            if (r)
+            if (r && !err)
                 err = broke(c, r, "raising the host counter");
         }
         k->host = value;
