@@ -146,6 +146,31 @@ static void close_wakes_receivers(void **state)
     log_release("node 2 has lost node 0");
 }
 
+/* What it sent before can still be read, its n-th message nobody gets. */
+static void dies_at_a_message(void **state)
+{
+    (void)state;
+    log_catch();
+    dl_transport *t[3];
+    struct dl_loopback_faults faults = {.die_node = 1, .die_after_sends = 3};
+    char c;
+    size_t n;
+    assert_int_equal(dl_loopback_open(3, &faults, t), DL_OK);
+    assert_int_equal(dl_transport_send(t[1], 0, "a", 1), DL_OK);
+    assert_int_equal(dl_transport_send(t[1], 2, "b", 1), DL_OK);
+    assert_int_equal(dl_transport_send(t[1], 0, "c", 1), DL_EPEER);
+    assert_int_equal(dl_transport_send(t[1], 2, "d", 1), DL_EPEER);
+    assert_int_equal(dl_transport_recv(t[0], 1, &c, 1, &n, UINT64_MAX), DL_OK);
+    assert_int_equal(c, 'a');
+    assert_int_equal(dl_transport_recv(t[0], 1, &c, 1, &n, UINT64_MAX), DL_EPEER);
+    assert_int_equal(dl_transport_send(t[0], 1, "e", 1), DL_EPEER);
+    assert_int_equal(dl_transport_recv(t[2], 1, &c, 1, &n, 0), DL_OK);
+    assert_int_equal(dl_transport_send(t[0], 2, "f", 1), DL_OK); /* the others go on */
+    for (int i = 0; i < 3; i++)
+        dl_transport_close(&t[i]);
+    log_release(NULL);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -153,6 +178,7 @@ int main(void)
         cmocka_unit_test(unread_messages_are_bounded),
         cmocka_unit_test(messages_both_ways),
         cmocka_unit_test(close_wakes_receivers),
+        cmocka_unit_test(dies_at_a_message),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -36,6 +36,7 @@ struct dl_transport {
     bool in_done;         /* the dispatcher is in a `done` of this node */
     uint64_t joined;      /* it takes part in collectives 0 .. joined - 1; fixed once it is gone */
     uint64_t started;     /* collectives that its owner has started */
+    uint64_t n_sends;     /* messages that its owner has sent or tried to */
     uint64_t last_due_ns; /* of a `done`: the next one comes no earlier */
     struct entry *v;      /* those that have not ended, v[head .. len), the last one is number started - 1 */
     size_t head, len, cap;
@@ -331,6 +332,8 @@ int dl_transport_send(dl_transport *t, int node, const void *msg, size_t n)
     if (tp_mailbox_fits(&(struct tp_mailbox){0}, n) && !(copy = tp_msg_make(msg, n)))
         return DL_ENOMEM;
     pthread_mutex_lock(&c->lock);
+    if (++t->n_sends == c->faults.die_after_sends && c->faults.die_node == t->node && !t->gone)
+        leave(t);
     if (t->closing) {
         err = DL_ECANCELED;
     } else if (t->gone || c->nodes[node].gone) {
@@ -455,7 +458,8 @@ int dl_loopback_open(int n_nodes, const struct dl_loopback_faults *faults, dl_tr
 {
     if (n_nodes < 1 || n_nodes > MOST_NODES)
         return dl_fail(DL_EINVAL, "transport: %d nodes in one process: 1 to %d are possible", n_nodes, MOST_NODES);
-    if (faults && faults->die_after && (faults->die_node < 0 || faults->die_node >= n_nodes))
+    if (faults && (faults->die_after || faults->die_after_sends) &&
+        (faults->die_node < 0 || faults->die_node >= n_nodes))
         return dl_fail(DL_EINVAL, "transport: node %d cannot die, there are %d nodes", faults->die_node, n_nodes);
     for (int i = 0; i < n_nodes; i++)
         out[i] = NULL;

@@ -49,8 +49,9 @@ void dl_transport_close(dl_transport **t);
 struct dl_loopback_faults {
     uint64_t delay_ns, jitter_ns; /* before a slice or message arrives; jitter is drawn from seed */
     uint64_t seed;
-    int die_node;                 /* this node ... */
-    uint64_t die_after;           /* ... is gone from its n-th collective on (1-based; 0: never) */
+    int die_node;             /* this node ... */
+    uint64_t die_after;       /* ... is gone from its n-th collective on (1-based; 0: never) */
+    uint64_t die_after_sends; /* ... or from its n-th message on, which nobody gets (1-based; 0: never) */
 };
 
 /* n nodes in this process: out[0 .. n). Each is closed on its own. faults may be NULL. */
