@@ -8,6 +8,7 @@
 #endif
 #include "dl/base.h"
 
+#include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <stdio.h>
@@ -74,31 +75,53 @@ void dl_free_aligned(void *p)
         free(head.base);
 }
 
-int dl_map_open(const char *path, struct dl_map *out)
+/* The reason why not, in `why`, for who wants to know. */
+static int map_file(const char *path, struct dl_map *out, char *why, size_t cap)
 {
     *out = (struct dl_map){0};
     int fd = open(path, O_RDONLY | O_CLOEXEC);
-    if (fd < 0)
-        return dl_fail(DL_EIO, "%s: cannot open: %s", path, strerror(errno));
+    if (fd < 0) {
+        snprintf(why, cap, "cannot open: %s", strerror(errno));
+        return DL_EIO;
+    }
     struct stat st;
     int err = DL_OK;
-    if (fstat(fd, &st))
-        err = dl_fail(DL_EIO, "%s: cannot read: %s", path, strerror(errno));
-    else if (!S_ISREG(st.st_mode))
-        err = dl_fail(DL_EIO, "%s: not a regular file", path);
-    else if (st.st_size <= 0)
-        err = dl_fail(DL_EFORMAT, "%s: the file is empty", path);
-    else if ((uint64_t)st.st_size > SIZE_MAX)
-        err = dl_fail(DL_EUNSUP, "%s: too large for this machine's address space", path);
-    if (!err) {
+    if (fstat(fd, &st)) {
+        err = DL_EIO;
+        snprintf(why, cap, "cannot read: %s", strerror(errno));
+    } else if (!S_ISREG(st.st_mode)) {
+        err = DL_EIO;
+        snprintf(why, cap, "not a regular file");
+    } else if (st.st_size <= 0) {
+        err = DL_EFORMAT;
+        snprintf(why, cap, "the file is empty");
+    } else if ((uint64_t)st.st_size > SIZE_MAX) {
+        err = DL_EUNSUP;
+        snprintf(why, cap, "too large for this machine's address space");
+    } else {
         void *p = mmap(NULL, (size_t)st.st_size, PROT_READ, MAP_PRIVATE, fd, 0);
-        if (p == MAP_FAILED)
-            err = dl_fail(DL_EIO, "%s: cannot map: %s", path, strerror(errno));
-        else
+        if (p == MAP_FAILED) {
+            err = DL_EIO;
+            snprintf(why, cap, "cannot map: %s", strerror(errno));
+        } else {
             *out = (struct dl_map){.data = p, .size = (size_t)st.st_size};
+        }
     }
     close(fd);
     return err;
+}
+
+int dl_map_open(const char *path, struct dl_map *out)
+{
+    char why[256];
+    int err = map_file(path, out, why, sizeof why);
+    return err ? dl_fail(err, "%s: %s", path, why) : DL_OK;
+}
+
+bool dl_map_try(const char *path, struct dl_map *out)
+{
+    char why[256];
+    return !map_file(path, out, why, sizeof why);
 }
 
 void dl_map_close(struct dl_map *map)
@@ -171,26 +194,104 @@ static bool write_all(int fd, const char *bytes, size_t n)
     return true;
 }
 
+struct dl_new_file {
+    int fd;
+    char *path;
+    char temp[4096];
+};
+
+bool dl_file_begin(const char *path, dl_new_file **out)
+{
+    *out = NULL;
+    dl_new_file *f = calloc(1, sizeof *f);
+    int len = f ? snprintf(f->temp, sizeof f->temp, "%s.XXXXXX", path) : -1;
+    if (!f || !*path || len < 0 || (size_t)len >= sizeof f->temp) {
+        free(f);
+        return false;
+    }
+    f->fd = mkstemp(f->temp);
+    if (f->fd < 0) {
+        make_folders_above(f->temp);
+        snprintf(f->temp, sizeof f->temp, "%s.XXXXXX", path);
+        f->fd = mkstemp(f->temp);
+    }
+    if (f->fd < 0) {
+        free(f);
+        return false;
+    }
+    f->path = dl_xstrdup(path);
+    *out = f;
+    return true;
+}
+
+bool dl_file_add(dl_new_file *f, const void *bytes, size_t n)
+{
+    return write_all(f->fd, bytes, n);
+}
+
+static bool file_end(dl_new_file **file, bool keep)
+{
+    dl_new_file *f = *file;
+    *file = NULL;
+    bool ok = !close(f->fd) && keep; /* a full disk may show only here */
+    ok = ok && !rename(f->temp, f->path);
+    if (!ok)
+        (void)unlink(f->temp);
+    free(f->path);
+    free(f);
+    return ok;
+}
+
+bool dl_file_commit(dl_new_file **f)
+{
+    return file_end(f, true);
+}
+
+void dl_file_drop(dl_new_file **f)
+{
+    if (*f)
+        (void)file_end(f, false);
+}
+
 bool dl_file_replace(const char *path, const void *bytes, size_t n)
 {
-    char temp[4096];
-    int len = snprintf(temp, sizeof temp, "%s.XXXXXX", path);
-    if (!*path || len < 0 || (size_t)len >= sizeof temp)
+    dl_new_file *f;
+    if (!dl_file_begin(path, &f))
         return false;
-    int fd = mkstemp(temp);
-    if (fd < 0) {
-        make_folders_above(temp);
-        snprintf(temp, sizeof temp, "%s.XXXXXX", path);
-        fd = mkstemp(temp);
+    if (dl_file_add(f, bytes, n))
+        return dl_file_commit(&f);
+    dl_file_drop(&f);
+    return false;
+}
+
+bool dl_dir_list(const char *folder, dl_dir_fn *fn, void *ud)
+{
+    DIR *dir = opendir(folder);
+    if (!dir)
+        return false;
+    struct timespec now;
+    clock_gettime(CLOCK_REALTIME, &now);
+    for (struct dirent *e; (e = readdir(dir));) {
+        struct stat st;
+        if (fstatat(dirfd(dir), e->d_name, &st, AT_SYMLINK_NOFOLLOW) || !S_ISREG(st.st_mode))
+            continue;
+        int64_t past = (int64_t)now.tv_sec - (int64_t)st.st_mtim.tv_sec;
+        past = past > INT32_MAX ? INT32_MAX : past < 0 ? 0 : past; /* clocks are set, and file times with them */
+        int64_t age = past * 1000000000 + now.tv_nsec - st.st_mtim.tv_nsec;
+        fn(ud, e->d_name, (uint64_t)st.st_size, age > 0 ? (uint64_t)age : 0);
     }
-    if (fd < 0)
-        return false;
-    bool ok = write_all(fd, bytes, n);
-    ok = !close(fd) && ok; /* a full disk may show only here */
-    ok = ok && !rename(temp, path);
-    if (!ok)
-        (void)unlink(temp);
-    return ok;
+    closedir(dir);
+    return true;
+}
+
+bool dl_file_touch(const char *path)
+{
+    return !utimensat(AT_FDCWD, path, NULL, 0);
+}
+
+bool dl_file_remove(const char *path)
+{
+    return !unlink(path);
 }
 
 uint64_t dl_mem_total(void)

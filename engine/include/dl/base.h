@@ -137,6 +137,8 @@ struct dl_map {
 
 /* DL_EIO (logged, with the system's reason) when the file cannot be opened, is no regular file, or is empty. */
 int dl_map_open(const char *path, struct dl_map *out);
+/* The same without a word: for files that need not be there. */
+bool dl_map_try(const char *path, struct dl_map *out);
 void dl_map_close(struct dl_map *map); /* accepts a zeroed map; zeroes it */
 
 /* Hints, without effect on the content: [offset, offset + n) will be read soon / is not needed for a while (the pages
@@ -152,6 +154,20 @@ bool dl_cache_path(const char *name, char *out, size_t n);
 /* Writes a whole file so that others see the old one or the new one, nothing between. Makes the folders above it (for this user
  * only). false, without a word, when that fails. Any thread. */
 bool dl_file_replace(const char *path, const void *bytes, size_t n);
+
+/* The same piece by piece, for what is larger than memory: until `commit` the bytes are in "PATH.XXXXXX", which stays behind only
+ * where the process is killed. All false, without a word, when the system refuses (no such folder, no right, no space). */
+typedef struct dl_new_file dl_new_file;
+bool dl_file_begin(const char *path, dl_new_file **out);
+bool dl_file_add(dl_new_file *f, const void *bytes, size_t n);
+bool dl_file_commit(dl_new_file **f); /* the file is complete; nulls. false: there is none, or still the old one */
+void dl_file_drop(dl_new_file **f);   /* leaves nothing; nulls, accepts &NULL */
+
+/* Regular files right in a folder. age_ns: since it was last written or touched. false where the folder cannot be read. */
+typedef void dl_dir_fn(void *ud, const char *name, uint64_t bytes, uint64_t age_ns);
+bool dl_dir_list(const char *folder, dl_dir_fn *fn, void *ud);
+bool dl_file_touch(const char *path); /* it counts as just used */
+bool dl_file_remove(const char *path);
 
 /* Bytes of physical memory, in all and available without swapping; 0 where unknown. */
 uint64_t dl_mem_total(void);
