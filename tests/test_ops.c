@@ -22,6 +22,24 @@ static int add_device(dl_device *dev, int twin_of)
     return (int)n_devices++;
 }
 
+/* Every Vulkan device there is, lavapipe too. */
+static int add_vulkan_devices(void)
+{
+    struct dl_vulkan_info infos[8];
+    uint32_t n = 0;
+    setenv("DLLAMA_ALLOW_SOFTWARE_GPU", "1", 1);
+    if (dl_vulkan_list(infos, DL_COUNT_OF(infos), &n) || !n)
+        printf("SKIPPED PART: no Vulkan device here\n");
+    for (uint32_t i = 0; i < DL_MIN(n, (uint32_t)DL_COUNT_OF(infos)); i++) {
+        struct dl_vulkan_opts opts = {.index = (int)i};
+        dl_device *dev = NULL;
+        if (dl_vulkan_open(&opts, &dev))
+            return -1;
+        add_device(dev, -1);
+    }
+    return 0;
+}
+
 static int open_devices(void **state)
 {
     (void)state;
@@ -39,7 +57,7 @@ static int open_devices(void **state)
             first = first < 0 ? row : first;
         }
     }
-    return 0;
+    return add_vulkan_devices();
 }
 
 static int close_devices(void **state)

@@ -10,7 +10,8 @@
 
 uint32_t vk_rows(const struct vk_lower *l, const struct dl_op *op)
 {
-    return (op->count == DL_COUNT_OUT ? l->n_out : l->n_tokens) * op->mult;
+    uint32_t rows = (op->count == DL_COUNT_OUT ? l->n_out : l->n_tokens) * op->mult;
+    return DL_MIN(rows, op->code == DL_OP_KV_STORE ? op->src[0].rows : op->dst.rows);
 }
 
 struct vk_dispatch *vk_dispatch_new(struct vk_lower *l, const char *shader)
@@ -93,6 +94,7 @@ int vk_bind_view(struct vk_lower *l, struct vk_dispatch *d, const struct dl_view
 {
     const struct vk_buf *b = l->bufs[v->buf];
     *out = (struct vk_bound){0};
+    rows = DL_MIN(rows, v->rows); /* a class may be larger than the largest batch */
     if (!b)
         return dl_fail(DL_EINVAL, "%s: an op uses plan buffer %u, which this node does not have", l->ctx->label,
                        v->buf);
