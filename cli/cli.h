@@ -85,7 +85,7 @@ enum cli_file cli_file_kind(const char *path); /* by its first bytes; OTHER also
 
 /* The tokenizer of --tokenizer, or that which belongs to `model` (a .gguf, .m or .t). */
 int cli_load_tokenizer(const char *model, const char *tokenizer, dl_tokenizer **out);
-/* Opens the devices of --device into e. */
+/* Opens the devices of --device into e; `auto` leaves its place NULL until the model is known. */
 int cli_load_devices(const struct cli_opts *o, struct cli_engine *e);
 /* Everything: model (the demo without one), tokenizer, devices, engine. ctx: where --ctx is not given and the model knows
  * as many, 0: the engine's default; max_out 0: likewise. */

@@ -84,18 +84,25 @@ static int model_open(const struct cli_opts *o, struct cli_engine *e)
     return DL_OK;
 }
 
-int cli_load_devices(const struct cli_opts *o, struct cli_engine *e)
+static int cpu_opts(const struct cli_opts *o, struct dl_cpu_opts *cpu)
 {
-    struct dl_cpu_opts cpu = {.threads = (uint32_t)o->threads};
+    *cpu = (struct dl_cpu_opts){.threads = (uint32_t)o->threads};
     const char *env = getenv("DLLAMA_THREADS");
     uint64_t threads;
-    if (!o->threads && env && *env) {
-        if (!cli_parse_uint(env, false, 1, 4096, &threads))
-            return cli_usage("DLLAMA_THREADS: '%s' is no whole number from 1 to 4096", env);
-        cpu.threads = (uint32_t)threads;
-    }
+    if (o->threads || !env || !*env)
+        return DL_OK;
+    if (!cli_parse_uint(env, false, 1, 4096, &threads))
+        return cli_usage("DLLAMA_THREADS: '%s' is no whole number from 1 to 4096", env);
+    cpu->threads = (uint32_t)threads;
+    return DL_OK;
+}
+
+int cli_load_devices(const struct cli_opts *o, struct cli_engine *e)
+{
+    struct dl_cpu_opts cpu;
+    int err = cpu_opts(o, &cpu);
     const char *at = o->device ? o->device : "auto";
-    for (;;) {
+    while (!err) {
         char which[64];
         size_t n = strcspn(at, ",");
         if (!n || n >= sizeof which)
@@ -104,14 +111,42 @@ int cli_load_devices(const struct cli_opts *o, struct cli_engine *e)
             return cli_usage("--device: more than %d devices", CLI_MAX_DEVICES);
         memcpy(which, at, n);
         which[n] = 0;
-        int err = dl_device_open(which, &cpu, &e->devices[e->n_devices]);
-        if (err)
-            return err;
-        e->n_devices++;
+        if (strcmp(which, "auto"))
+            err = dl_device_open(which, &cpu, &e->devices[e->n_devices]);
+        e->n_devices += !err;
         if (!at[n])
-            return DL_OK;
+            break;
         at += n + 1;
     }
+    return err;
+}
+
+/* Which device `auto` is depends on the model. */
+static int choose_devices(const struct cli_opts *o, struct cli_engine *e)
+{
+    struct dl_cpu_opts cpu;
+    int err = cpu_opts(o, &cpu);
+    for (uint32_t i = 0; i < e->n_devices && !err; i++)
+        if (!e->devices[i])
+            err = dl_device_open_best(e->model, &cpu, &e->devices[i]);
+    return err;
+}
+
+/* --split 3:1: one share per device. Without it several devices share by their measured speed. */
+static int shares(const struct cli_opts *o, const struct cli_engine *e, double *out)
+{
+    if (!o->split || !strcmp(o->split, "auto"))
+        return e->n_devices > 1 ? dl_devices_shares(e->model, e->devices, e->n_devices, out) : DL_OK;
+    const char *at = o->split;
+    for (uint32_t i = 0; i < e->n_devices; i++) {
+        char *end;
+        out[i] = strtod(at, &end);
+        if (end == at || !(out[i] > 0 && out[i] < 1e6) || *end != (i + 1 < e->n_devices ? ':' : 0))
+            return cli_usage("--split: '%s' is not auto or %u shares above 0 with colons between, one per device",
+                             o->split, e->n_devices);
+        at = end + 1;
+    }
+    return DL_OK;
 }
 
 static int kv_type(const struct cli_opts *o, enum dl_type *out)
@@ -132,11 +167,16 @@ int cli_load(const struct cli_opts *o, uint32_t ctx, uint32_t max_out, struct cl
 {
     uint64_t start = dl_now_ns();
     enum dl_type kv;
+    double share[CLI_MAX_DEVICES] = {0};
     int err = kv_type(o, &kv);
     if (!err)
         err = cli_load_devices(o, e); /* first: a wrong option is to be seen before a large file is read */
     if (!err)
         err = model_open(o, e);
+    if (!err)
+        err = choose_devices(o, e);
+    if (!err)
+        err = shares(o, e, share);
     if (err)
         return err;
     uint32_t knows = dl_model_header(e->model)->max_seq;
@@ -146,6 +186,7 @@ int cli_load(const struct cli_opts *o, uint32_t ctx, uint32_t max_out, struct cl
         .model = e->model,
         .devices = e->devices,
         .n_devices = e->n_devices,
+        .shares = e->n_devices > 1 ? share : NULL,
         .ctx = o->ctx  ? (uint32_t)o->ctx
                : knows ? DL_MIN(ctx, knows)
                        : ctx,

@@ -54,6 +54,8 @@ enum {
       "threads of the CPU device (default: one per processor)")                                                      \
     X(DEVICE, 0, "device", "LIST", STR, device, 0, 0, CLI_COMPUTE | CLI_DEVICES,                                     \
       "devices to use, e.g. auto, cpu, vulkan:1 (default auto)")                                                     \
+    X(SPLIT, 0, "split", "W0:W1", STR, split, 0, 0, CLI_COMPUTE,                                                      \
+      "share of the model per device (default auto: by measured speed)")                                             \
     X(KV, 0, "kv", "TYPE", STR, kv, 0, 0, CLI_COMPUTE, "type of the KV cache: f16 (default), q80, f32")              \
     X(IDS, 0, "ids", NULL, FLAG, ids, 0, 0, CLI_RUN, "print token ids instead of text")                              \
     X(DUMP, 0, "dump-logits", "FILE", STR, dump_logits, 0, 0, CLI_RUN,                                               \
@@ -80,7 +82,7 @@ struct cli_list {
 /* Strings point into argv. A field means something only when its option was given, else it is zero. */
 struct cli_opts {
     const char *model; /* the operand: MODEL or FILE; NULL when absent */
-    const char *prompt, *file, *prompt_ids, *tokenizer, *system, *chat_template, *device, *kv, *dump_logits;
+    const char *prompt, *file, *prompt_ids, *tokenizer, *system, *chat_template, *device, *split, *kv, *dump_logits;
     struct cli_list stop;
     uint64_t n, top_k, seed, ctx, batch, threads;
     double temp, top_p, min_p, repeat_penalty;

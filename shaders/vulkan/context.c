@@ -153,20 +153,27 @@ static bool want_validation(void)
 #endif
 }
 
-static int load_library(void)
+/* Why there is no Vulkan here: an error to who asked for it, a remark to who only looks. */
+static int no_vulkan(const struct vk_ctx *c, const char *why)
+{
+    dl_log(c->absent_level, "vulkan: %s or use --device cpu", why);
+    return DL_EUNSUP;
+}
+
+static int load_library(const struct vk_ctx *c)
 {
     if (!volkGetInstanceVersion() && volkInitialize())
-        return dl_fail(DL_EUNSUP, "vulkan: no loader (libvulkan.so.1): install a GPU driver or use --device cpu");
+        return no_vulkan(c, "no loader (libvulkan.so.1): install a GPU driver");
     if (volkGetInstanceVersion() < VK_API_VERSION_1_1)
-        return dl_fail(DL_EUNSUP, "vulkan: the installed Vulkan library only knows version 1.0, 1.1 is needed: "
-                                  "update the GPU driver or use --device cpu");
+        return no_vulkan(c,
+                         "the installed Vulkan library only knows version 1.0, 1.1 is needed: update the GPU driver");
     return DL_OK;
 }
 
 static int instance_open(struct vk_ctx *c)
 {
     static const char layer[] = "VK_LAYER_KHRONOS_validation";
-    int err = load_library();
+    int err = load_library(c);
     if (err)
         return err;
     const char *extensions[4], *const layers[] = {layer};
@@ -206,9 +213,8 @@ static int instance_open(struct vk_ctx *c)
     VkResult r = vkCreateInstance(&info, NULL, &c->instance);
     if (r) {
         c->instance = VK_NULL_HANDLE;
-        return r == VK_ERROR_INCOMPATIBLE_DRIVER
-                   ? dl_fail(DL_EUNSUP, "vulkan: no driver: install the GPU's driver or use --device cpu")
-                   : vk_fail(c, r, "creating an instance");
+        return r == VK_ERROR_INCOMPATIBLE_DRIVER ? no_vulkan(c, "no driver: install the GPU's driver")
+                                                 : vk_fail(c, r, "creating an instance");
     }
     volkLoadInstanceOnly(c->instance);
     if (c->validation) {
@@ -495,11 +501,12 @@ static void describe(VkPhysicalDevice phys, uint32_t index, struct dl_vulkan_inf
     unusable(phys, &all, out->unusable, sizeof out->unusable);
     if (!*out->unusable)
         heaps_of(phys, &all, out);
+    out->eligible = !*out->unusable && (!all.software || software_allowed());
 }
 
-int dl_vulkan_list(struct dl_vulkan_info *out, uint32_t cap, uint32_t *n)
+int dl_vulkan_list(struct dl_vulkan_info *out, uint32_t cap, uint32_t *n, enum dl_log_level absent_level)
 {
-    struct vk_ctx c = {.label = "vulkan"};
+    struct vk_ctx c = {.label = "vulkan", .absent_level = absent_level};
     VkPhysicalDevice all[MAX_DEVICES];
     *n = 0;
     int err = instance_open(&c);

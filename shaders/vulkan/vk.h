@@ -57,6 +57,7 @@ struct vk_tune;   /* tune.c */
 #define VK_CLASSES 16u
 
 struct vk_ctx {
+    enum dl_log_level absent_level; /* at which it is said that there is no Vulkan */
     struct vk_caps caps;
     char label[300]; /* "vulkan:0 llvmpipe ...": how messages begin */
     uint32_t index;  /* among the physical devices */

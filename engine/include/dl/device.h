@@ -140,14 +140,15 @@ struct dl_vulkan_info {
     uint32_t subgroup, subgroup_min, subgroup_max;
     uint64_t storage_range, max_alloc;
     bool software;
+    bool eligible; /* usable, and no CPU pretending unless that is allowed: what `auto` considers */
     char has[128]; /* of f16 int8 int-dot storage16 storage8 coopmat timeline push-descriptor budget, space-separated */
     char uses[128];     /* those that kernels are compiled for here */
     char unusable[128]; /* why it cannot be used; empty: it can */
 };
 
-/* Fills up to `cap` entries; *n is how many there are. DL_EUNSUP (logged) where there is no Vulkan library; *n == 0 and
- * DL_OK where it knows no device. */
-int dl_vulkan_list(struct dl_vulkan_info *out, uint32_t cap, uint32_t *n);
+/* Fills up to `cap` entries; *n is how many there are. DL_EUNSUP where there is no Vulkan library, with a line at absent_level
+ * that says why; *n == 0 and DL_OK where it knows no device. */
+int dl_vulkan_list(struct dl_vulkan_info *out, uint32_t cap, uint32_t *n, enum dl_log_level absent_level);
 
 /* Reads memory with all threads of a CPU device for about `ms` milliseconds; bytes per second. */
 double dl_cpu_read_bandwidth(dl_device *dev, uint32_t ms);

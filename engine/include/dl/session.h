@@ -12,7 +12,7 @@
 typedef struct dl_engine dl_engine;
 typedef struct dl_session dl_session;
 
-/* Opens one device by its name in --device: "auto", "cpu", "vulkan", "vulkan:1" (engine/backends.c). `cpu` gives the CPU's
+/* Opens one device by its name in --device: "cpu", "vulkan", "vulkan:1" (engine/backends.c); "auto" is the CPU here. `cpu` gives the CPU's
  * settings, NULL the defaults. DL_EUNSUP (logged, with what there is) when there is no such device. */
 int dl_device_open(const char *which, const struct dl_cpu_opts *cpu, dl_device **out);
 
@@ -25,6 +25,12 @@ struct dl_device_rate {
 int dl_device_measure(dl_device *dev, const struct dl_model_header *h, enum dl_type weight, struct dl_device_rate *out);
 /* Predicted nanoseconds to decode one token on that device alone, attention not counted. */
 double dl_device_token_ns(const struct dl_device_rate *rate, const struct dl_model_header *h, uint64_t bytes_per_token);
+
+/* "auto": the CPU or the GPU that decodes this model fastest by measurement, among those whose memory holds it. Machines without
+ * a GPU measure nothing. What is chosen and why is logged at INFO. */
+int dl_device_open_best(const dl_model *model, const struct dl_cpu_opts *cpu, dl_device **out);
+/* Relative shares of n devices by their measured rates, for dl_engine_opts.shares. */
+int dl_devices_shares(const dl_model *model, dl_device *const *devices, uint32_t n, double *shares);
 
 /* What loading does, for a progress bar: `done` of `total` bytes; called on the engine thread, ends with done == total. */
 typedef void dl_progress_fn(void *ud, const char *phase, uint64_t done, uint64_t total);
