@@ -72,7 +72,7 @@ static void test_open_refuses(void **state)
     struct dl_vulkan_info info[16];
     uint32_t n;
     bool only_software = true;
-    assert_int_equal(dl_vulkan_list(info, 16, &n), DL_OK);
+    assert_int_equal(dl_vulkan_list(info, 16, &n, DL_LOG_ERROR), DL_OK);
     for (uint32_t i = 0; i < n && i < 16; i++)
         only_software = only_software && info[i].software;
     if (!only_software)
@@ -94,8 +94,8 @@ static void test_list(void **state)
     NEED_VULKAN();
     struct dl_vulkan_info info[16];
     uint32_t n, none;
-    assert_int_equal(dl_vulkan_list(info, 16, &n), DL_OK);
-    assert_int_equal(dl_vulkan_list(NULL, 0, &none), DL_OK);
+    assert_int_equal(dl_vulkan_list(info, 16, &n, DL_LOG_ERROR), DL_OK);
+    assert_int_equal(dl_vulkan_list(NULL, 0, &none, DL_LOG_ERROR), DL_OK);
     assert_int_equal(n, none);
     for (uint32_t i = 0; i < n && i < 16; i++) {
         assert_int_equal(info[i].index, i);
@@ -429,7 +429,7 @@ static void test_without(void **state)
     uint32_t n;
     assert_int_equal(dl_vulkan_open(&(struct dl_vulkan_opts){.index = -1}, &dev), DL_EUNSUP);
     assert_null(dev);
-    assert_int_equal(dl_vulkan_list(NULL, 0, &n), DL_EUNSUP);
+    assert_int_equal(dl_vulkan_list(NULL, 0, &n, DL_LOG_ERROR), DL_EUNSUP);
     assert_int_equal(n, 0);
 }
 

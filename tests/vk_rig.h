@@ -37,7 +37,7 @@ static inline bool vk_test_there(void)
     struct dl_vulkan_info info;
     struct dl_vulkan_opts opts = vk_test_opts(NULL);
     uint32_t n;
-    bool there = !dl_vulkan_list(&info, 1, &n) && (uint32_t)opts.index < n;
+    bool there = !dl_vulkan_list(&info, 1, &n, DL_LOG_ERROR) && (uint32_t)opts.index < n;
     if (!there)
         fprintf(stderr, "SKIPPED PART: no Vulkan device %d here: %s\n", opts.index, logged.last);
     logged = (struct test_log){0};
