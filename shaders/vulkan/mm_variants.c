@@ -79,12 +79,12 @@ static struct list start(const struct vk_caps *caps, enum dl_type type, uint32_t
     return (struct list){.caps = caps, .type = type, .steps = n_in / values + 1, .out = out};
 }
 
-/* A software device has no lanes to keep busy: what counts is how much of the activations' loads and unpacking is shared by rows. */
+/* A software device has no lanes to keep busy: what counts is how much of the activations' loads and unpacking rows share. */
 static void software_vec(struct list *l, uint32_t n_tokens)
 {
-    uint32_t sg = l->caps->subgroup;
-    vec(l, 1, 1, n_tokens > 2 ? 4 : 8, 8, VK_MM_INT, false);
-    vec(l, 1, 1, n_tokens > 2 ? 8 : 4, 8, VK_MM_INT, false);
+    uint32_t sg = l->caps->subgroup, rows = n_tokens > 2 ? 8 : 4;
+    vec(l, 1, 1, rows, 32, VK_MM_INT, false);
+    vec(l, 1, 1, rows, 8, VK_MM_INT, false); /* for few rows and many cores */
     if (sg > 1 && l->caps->subgroup_shuffle)
         vec(l, sg, sg, 8, sg, VK_MM_INT, false);
 }
