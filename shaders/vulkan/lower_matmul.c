@@ -3,7 +3,8 @@
  * lower_matmul.c: MATMUL and MOE_MATMUL as dispatches. Up to 8 tokens: one mat-vec that reads the weights once. More: tiles, or
  * mat-vecs of 8 columns side by side where the device is better at that. MoE: a mat-vec per (token, slot).
  *
- * Weights larger than a descriptor are taken a chunk of rows after the other, activations larger than that a run of tokens.
+ * Weights larger than a descriptor are taken a chunk of rows after the other, grids larger than a dispatch a run of rows or tokens
+ * after the other.
  */
 #include "lower_matmul.h"
 
@@ -191,13 +192,6 @@ static uint32_t least(uint32_t a, uint64_t b)
     return (uint64_t)a < b ? a : (uint32_t)b;
 }
 
-/* Tokens whose rows of a view fit one descriptor, however it is aligned. */
-static uint32_t tokens_that_fit(const struct vk_caps *caps, const struct dl_view *v, uint32_t per)
-{
-    uint64_t room = caps->storage_range - caps->offset_align, row = v->row_bytes * per;
-    return row && room / row < v->rows ? (uint32_t)(room / row) : v->rows;
-}
-
 static int dispatches(struct call *c)
 {
     const struct dl_op *op = c->op;
@@ -209,12 +203,10 @@ static int dispatches(struct call *c)
     const uint32_t slots = c->moe ? op->u.moe.k : 1, group_cols = c->moe ? 1 : c->v->tile ? c->v->bn : c->cols;
     const uint32_t group_rows = c->v->tile ? c->v->bm : c->v->threads / c->v->lanes * c->v->rows;
     const uint32_t all = DL_MIN(vk_rows(l, op), op->dst.rows) / slots, first = vk_view_row(l, &op->src[1]);
-    uint32_t tokens = DL_MIN(all, tokens_that_fit(caps, &op->dst, slots));
-    tokens = DL_MIN(tokens, tokens_that_fit(caps, &op->src[0], c->moe && !op->u.moe.shared_src ? slots : 1));
-    tokens = least(tokens, (uint64_t)caps->max_groups[1] * group_cols / slots);
+    const uint32_t tokens = least(all, (uint64_t)caps->max_groups[1] * group_cols / slots);
     if (!tokens)
-        return dl_fail(DL_ELIMIT, "%s: %s: a row of results is more than this device can bind", l->ctx->label,
-                       op->name);
+        return dl_fail(DL_ELIMIT, "%s: %s: a token's %u experts are more than this device starts at once",
+                       l->ctx->label, op->name, (unsigned)slots);
     for (c->row = 0; c->row < op->src[1].rows; c->row += c->n_rows) {
         c->n_rows = DL_MIN(w->chunk_rows - (first + c->row) % w->chunk_rows, op->src[1].rows - c->row);
         if (!c->moe)
