@@ -123,7 +123,7 @@ static void attention(struct check *c)
              "K and V must be (blocks * n_kv * 32, head_dim)");
     need(c,
          c->err || (op->src[1].rows == op->src[2].rows && op->src[1].type == op->src[2].type &&
-                    op->src[1].rows % (kv * DL_KV_BLOCK) == 0),
+                    op->src[1].rows % ((uint64_t)kv * DL_KV_BLOCK) == 0),
          "K and V must be alike, in whole blocks");
     no_alias(c, 0, false);
 }
@@ -219,7 +219,7 @@ int dl_op_check(const struct dl_op *op, const struct dl_buf_desc *bufs, uint32_t
         view(&c, &s[0], TYPE(DL_F32), READABLE, c.rows, s[0].cols, "src0 must have a row per token");
         view(&c, d, TYPE(DL_F32) | TYPE(DL_F16) | TYPE(DL_Q80), USE(DL_BUF_KV), d->rows, op->u.kv.head_dim,
              "dst must be (blocks * n_kv * 32, head_dim)");
-        need(&c, c.err || d->rows % (op->u.kv.n_kv_heads * DL_KV_BLOCK) == 0, "dst must be whole blocks");
+        need(&c, c.err || d->rows % ((uint64_t)op->u.kv.n_kv_heads * DL_KV_BLOCK) == 0, "dst must be whole blocks");
         break;
     case DL_OP_ATTENTION:
         attention(&c);

@@ -46,7 +46,7 @@ int vk_trial_create(const struct vk_lower *l, const struct dl_op *op, enum vk_tr
     t->ctx = l->ctx;
     VkFenceCreateInfo info = {.sType = VK_STRUCTURE_TYPE_FENCE_CREATE_INFO};
     VkResult r = t->ctx->vk.vkCreateFence(t->ctx->device, &info, NULL, &t->fence);
-    int err = r ? vk_fail(t->ctx, r, "vkCreateFence") : trial_fill(t, l, op, kind == VK_TRIAL_CHECK, most_bytes);
+    int err = r ? vk_fail(t->ctx, r, "vkCreateFence") : vk_trial_fill(t, l, op, kind == VK_TRIAL_CHECK, most_bytes);
     if (err)
         vk_trial_destroy(&t);
     *out = t;
@@ -65,8 +65,9 @@ static int record(struct vk_trial *t, struct vk_recording **out)
 static int run(struct vk_trial *t, const struct vk_recording *rec, uint64_t *ns)
 {
     struct vk_ctx *c = t->ctx;
-    VkSubmitInfo submit = {
-        .sType = VK_STRUCTURE_TYPE_SUBMIT_INFO, .commandBufferCount = (uint32_t)rec->n_cmds, .pCommandBuffers = rec->cmds};
+    VkSubmitInfo submit = {.sType = VK_STRUCTURE_TYPE_SUBMIT_INFO,
+                           .commandBufferCount = (uint32_t)rec->n_cmds,
+                           .pCommandBuffers = rec->cmds};
     uint64_t start = dl_now_ns();
     VkResult r = vk_queue_submit(c, 1, &submit, t->fence);
     if (r)
@@ -86,7 +87,7 @@ int vk_trial_check(struct vk_trial *t, double *nmse)
     int err = record(t, &rec);
     if (!err)
         err = run(t, rec, &ns);
-    return err ? err : trial_compare(t, nmse);
+    return err ? err : vk_trial_compare(t, nmse);
 }
 
 int vk_trial_time(struct vk_trial *t, uint64_t most_ns, uint64_t *ns)

@@ -370,7 +370,7 @@ static int choose_rows(struct maker *m)
     return err;
 }
 
-int trial_fill(struct vk_trial *t, const struct vk_lower *l, const struct dl_op *op, bool check, uint64_t most_bytes)
+int vk_trial_fill(struct vk_trial *t, const struct vk_lower *l, const struct dl_op *op, bool check, uint64_t most_bytes)
 {
     struct maker m = {.t = t, .l = l, .op = op, .rng = 88172645463325252u, .check = check, .most_bytes = most_bytes};
     bool out = op->count == DL_COUNT_OUT;
@@ -394,7 +394,7 @@ int trial_fill(struct vk_trial *t, const struct vk_lower *l, const struct dl_op 
     return err;
 }
 
-int trial_compare(struct vk_trial *t, double *nmse)
+int vk_trial_compare(struct vk_trial *t, double *nmse)
 {
     const struct dl_view *d = &t->ops[0].dst;
     float *row = dl_calloc(d->cols, sizeof *row);
