@@ -165,12 +165,13 @@ static int fill_matmul(struct maker *m)
         t->n_ops = (uint32_t)DL_MAX(1, DL_MIN(copies, TRIAL_COPIES));
     }
     struct dl_view dst, extra = {.buf = DL_NO_BUF};
-    int err = buf_create(m, TRIAL_DST, DL_BUF_ACT, DL_F32, m->l->n_tokens * k, out, &dst);
+    const uint32_t rows = op->count == DL_COUNT_OUT ? m->l->n_out : m->l->n_tokens;
+    int err = buf_create(m, TRIAL_DST, DL_BUF_ACT, DL_F32, rows * k, out, &dst);
     if (!err)
-        err = make(m, 0, TRIAL_SRC, DL_BUF_ACT, moe && !op->u.moe.shared_src ? m->l->n_tokens * k : m->l->n_tokens);
+        err = make(m, 0, TRIAL_SRC, DL_BUF_ACT, moe && !op->u.moe.shared_src ? rows * k : rows);
     if (!err && moe) {
         struct rows *r = &m->src[2];
-        err = buf_create(m, TRIAL_EXTRA, DL_BUF_ACT, DL_F32, m->l->n_tokens, 2 * k, &r->view);
+        err = buf_create(m, TRIAL_EXTRA, DL_BUF_ACT, DL_F32, rows, 2 * k, &r->view);
         if (!err)
             err = make_patterns(m, r);
         for (uint32_t p = 0; !err && p < PATTERNS; p++)

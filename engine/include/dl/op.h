@@ -67,8 +67,9 @@ enum dl_act_fn { DL_ACT_SILU, DL_ACT_GELU /* tanh form */ };
  *
  * MATMUL        dst[t][o] = sum_i src0[t][i] * src1[o][i] + bias[o].
  *               src0: Q80 (n, in) where src1 is Q40|Q80, F32 (n, in) where it is F32|F16|BF16; src1: (out, in);
- *               src2: F32 (1, out) or none; dst: F32 (n, out). Bound 1e-10. A row's result does not depend on the other rows
- *               of the batch.
+ *               src2: F32 (1, out) or none; dst: F32 (n, out). Bound 1e-10. A row's result does not depend on the other
+ *               rows of the batch; on the CPU, nor on how many they are (a GPU has other kernels, which add up in another
+ *               order, for other sizes of batches).
  *
  * ROPE          Rotates each head's first n_rot values: (a, b) -> (a cos - b sin, a sin + b cos), pair i by layout.
  *               src0: F32 (n, heads * head_dim); src1: F32 (n, n_rot): cos_i, sin_i at [2i], [2i+1], made by the host in
