@@ -18,6 +18,7 @@ static int open_device(void **state)
     struct dl_vulkan_opts opts = {.index = -1};
     assert_int_equal(setenv("DLLAMA_ALLOW_SOFTWARE_GPU", "1", 1), 0);
     assert_int_equal(setenv("DLLAMA_VK_TUNE", "0", 1), 0);
+    assert_int_equal(setenv("DLLAMA_VK_VALIDATION", "1", 1), 0); /* where the layers are installed */
     if (dl_vulkan_open(&opts, &dev))
         dev = NULL;
     return 0;
@@ -148,11 +149,22 @@ static void test_small_limits(void **state)
     *caps = as_it_is;
 }
 
+static void test_no_message(void **state)
+{
+    (void)state;
+    if (!dev)
+        skip();
+    if (!vk_ctx_of(dev)->validation)
+        printf("SKIPPED PART: the validation layers are not installed\n");
+    assert_int_equal(atomic_load(&vk_ctx_of(dev)->messages), 0);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_variants),
         cmocka_unit_test(test_small_limits),
+        cmocka_unit_test(test_no_message),
     };
     return cmocka_run_group_tests(tests, open_device, close_device);
 }
