@@ -337,7 +337,7 @@ static void bad_arguments(void **state)
     assert_int_equal(dl_transport_node(t[1]), 1);
     assert_int_equal(dl_transport_n_nodes(t[1]), 2);
     const struct dl_xfer bad[] = {
-        {(enum dl_xfer_kind)3, data, 8, 8},
+        {(enum dl_xfer_kind)4, data, 8, 8},
         {DL_XFER_ALL_GATHER, data, 9, 8},
         {DL_XFER_ALL_GATHER, NULL, 8, 8},
         {DL_XFER_ALL_GATHER, data, 8, SIZE_MAX},

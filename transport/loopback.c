@@ -7,12 +7,11 @@
  * A collective is settled when its slices are copied or it is known that this will never be. What is settled ends as it is,
  * however late its `done` is due; only what is not yet settled ends with DL_EPEER when a node goes.
  */
-#include "dl/transport.h"
+#include "inside.h"
 
-#include <pthread.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <time.h>
 
 #include "mailbox.h"
 
@@ -29,9 +28,10 @@ struct entry {
 };
 
 /* One node. They are part of their cluster and live until all are closed. */
-struct dl_transport {
+struct node {
+    struct dl_transport base;
     struct cluster *c;
-    int node;
+    char name[16];
     bool gone, closing;   /* gone: dead or closed, as the others see it */
     bool in_done;         /* the dispatcher is in a `done` of this node */
     uint64_t joined;      /* it takes part in collectives 0 .. joined - 1; fixed once it is gone */
@@ -40,8 +40,9 @@ struct dl_transport {
     uint64_t last_due_ns; /* of a `done`: the next one comes no earlier */
     struct entry *v;      /* those that have not ended, v[head .. len), the last one is number started - 1 */
     size_t head, len, cap;
-    unsigned n_waiting;     /* threads inside recv */
-    pthread_cond_t changed; /* for recv and close */
+    unsigned n_waiting;     /* threads inside recv, drain and drive */
+    uint64_t n_ended;       /* `done`s that have run */
+    pthread_cond_t changed; /* for these and close */
     struct tp_mailbox *from;
     uint64_t rng_coll, rng_msg;
     struct dl_transport_stats stats;
@@ -57,7 +58,7 @@ struct cluster {
     struct dl_xfer *scratch; /* one per node; the dispatcher's */
     uint64_t round;          /* collectives whose slices are copied, or being copied */
     uint64_t limit;          /* collectives from here on will never have all nodes */
-    struct dl_transport nodes[];
+    struct node nodes[];
 };
 
 static uint64_t random_of(uint64_t *state) /* SplitMix64 */
@@ -68,32 +69,16 @@ static uint64_t random_of(uint64_t *state) /* SplitMix64 */
     return z ^ z >> 31;
 }
 
-static uint64_t later(uint64_t t, uint64_t ns)
-{
-    return t > UINT64_MAX - ns ? UINT64_MAX : t + ns;
-}
-
 static uint64_t arrival(const struct cluster *c, uint64_t *rng)
 {
     const struct dl_loopback_faults *f = &c->faults;
     if (!f->delay_ns && !f->jitter_ns)
         return 0;
-    return later(later(dl_now_ns(), f->delay_ns), f->jitter_ns ? random_of(rng) % f->jitter_ns : 0);
-}
-
-/* Waits for a signal, at most until `at` (UINT64_MAX: for ever). */
-static void wait_until(struct cluster *c, pthread_cond_t *cond, uint64_t at)
-{
-    if (at == UINT64_MAX) {
-        pthread_cond_wait(cond, &c->lock);
-        return;
-    }
-    struct timespec t = {.tv_sec = (time_t)(at / 1000000000u), .tv_nsec = (long)(at % 1000000000u)};
-    (void)pthread_cond_timedwait(cond, &c->lock, &t);
+    return tp_later(tp_later(dl_now_ns(), f->delay_ns), f->jitter_ns ? random_of(rng) % f->jitter_ns : 0);
 }
 
 /* A node takes part in nothing from collective `joined` on. Locked. */
-static void leave(struct dl_transport *t)
+static void leave(struct node *t)
 {
     struct cluster *c = t->c;
     t->gone = true;
@@ -105,19 +90,12 @@ static void leave(struct dl_transport *t)
 
 /* ------------------------------------------------------------------------------------------- the dispatcher */
 
-static bool receives(enum dl_xfer_kind kind, int node, int from)
-{
-    if (node == from)
-        return false;
-    return kind == DL_XFER_ALL_GATHER || (kind == DL_XFER_BROADCAST ? from == 0 : node == 0);
-}
-
-static struct entry *entry_of(struct dl_transport *t, uint64_t number)
+static struct entry *entry_of(struct node *t, uint64_t number)
 {
     return &t->v[t->len - (size_t)(t->started - number)];
 }
 
-static void settle(struct dl_transport *t, struct entry *e, int status, uint64_t due_ns)
+static void settle(struct node *t, struct entry *e, int status, uint64_t due_ns)
 {
     e->settled = true;
     e->status = status;
@@ -143,17 +121,18 @@ static void exchange(struct cluster *c)
     const size_t bytes = x[0].slice_bytes;
     for (int to = 0; to < n && !status && bytes; to++)
         for (int from = 0; from < n; from++) {
-            unsigned char *dst = (unsigned char *)x[to].data + (size_t)from * x[to].slice_stride;
-            const unsigned char *src = (const unsigned char *)x[from].data + (size_t)from * x[from].slice_stride;
-            if (receives(x[0].kind, to, from) && dst != src) /* nodes may share one buffer */
+            unsigned char *dst = tp_slice_from(&x[to], from);
+            const unsigned char *src = tp_slice_to(&x[from], n, from, to);
+            bool gets = tp_receives(x[0].kind, to, from) || (to == from && x[0].kind == DL_XFER_ALL_TO_ALL);
+            if (gets && dst != src) /* nodes may share one buffer */
                 memcpy(dst, src, bytes);
         }
     pthread_mutex_lock(&c->lock);
     for (int to = 0; to < n; to++) {
-        struct dl_transport *t = &c->nodes[to];
+        struct node *t = &c->nodes[to];
         uint64_t due = 0;
         for (int from = 0; from < n; from++)
-            if (receives(x[0].kind, to, from)) {
+            if (tp_receives(x[0].kind, to, from)) {
                 uint64_t at = arrival(c, &c->nodes[from].rng_coll);
                 due = DL_MAX(due, at);
                 if (!status) {
@@ -187,7 +166,7 @@ static void settle_hopeless(struct cluster *c)
     if (c->limit == UINT64_MAX) /* nobody is gone */
         return;
     for (int i = 0; i < c->n_nodes; i++) {
-        struct dl_transport *t = &c->nodes[i];
+        struct node *t = &c->nodes[i];
         for (size_t k = t->head; k < t->len; k++) {
             struct entry *e = &t->v[k];
             if (t->closing) {
@@ -205,11 +184,11 @@ static void settle_hopeless(struct cluster *c)
 }
 
 /* The node whose oldest entry is settled and due first, NULL where none is settled. */
-static struct dl_transport *next_due(struct cluster *c)
+static struct node *next_due(struct cluster *c)
 {
-    struct dl_transport *first = NULL;
+    struct node *first = NULL;
     for (int i = 0; i < c->n_nodes; i++) {
-        struct dl_transport *t = &c->nodes[i];
+        struct node *t = &c->nodes[i];
         if (t->head < t->len && t->v[t->head].settled &&
             (!first || t->v[t->head].due_ns < first->v[first->head].due_ns))
             first = t;
@@ -217,7 +196,7 @@ static struct dl_transport *next_due(struct cluster *c)
     return first;
 }
 
-static void finish(struct cluster *c, struct dl_transport *t)
+static void finish(struct cluster *c, struct node *t)
 {
     struct entry e = t->v[t->head++];
     if (t->head == t->len)
@@ -227,7 +206,8 @@ static void finish(struct cluster *c, struct dl_transport *t)
     e.done(e.ud, e.status);
     pthread_mutex_lock(&c->lock);
     t->in_done = false;
-    if (t->closing && !t->len)
+    t->n_ended++;
+    if (t->n_waiting || (t->closing && !t->len))
         pthread_cond_broadcast(&t->changed);
 }
 
@@ -237,43 +217,22 @@ static void *dispatch(void *arg)
     pthread_mutex_lock(&c->lock);
     while (!c->quit) {
         settle_hopeless(c);
-        struct dl_transport *t = next_due(c);
+        struct node *t = next_due(c);
         uint64_t due = t ? t->v[t->head].due_ns : UINT64_MAX;
         if (t && (!due || due <= dl_now_ns()))
             finish(c, t);
         else if (c->round < c->limit && all_joined(c))
             exchange(c);
         else
-            wait_until(c, &c->wake, due);
+            tp_cond_wait_until(&c->wake, &c->lock, due);
     }
     pthread_mutex_unlock(&c->lock);
     return NULL;
 }
 
-/* ------------------------------------------------------------------------------------------------ the front */
+/* ------------------------------------------------------------------------------------- the functions of a transport */
 
-int dl_transport_node(const dl_transport *t)
-{
-    return t->node;
-}
-int dl_transport_n_nodes(const dl_transport *t)
-{
-    return t->c->n_nodes;
-}
-
-static int check_xfer(const struct cluster *c, const struct dl_xfer *x)
-{
-    size_t bytes;
-    if ((unsigned)x->kind > DL_XFER_GATHER_ROOT)
-        return dl_fail(DL_EINVAL, "transport: there is no kind %d of collectives", (int)x->kind);
-    if (x->slice_bytes > x->slice_stride && c->n_nodes > 1)
-        return dl_fail(DL_EINVAL, "transport: slices of %zu bytes are only %zu apart", x->slice_bytes, x->slice_stride);
-    if (!dl_mul_size((size_t)c->n_nodes, x->slice_stride, &bytes) || (!x->data && x->slice_bytes))
-        return dl_fail(DL_EINVAL, "transport: %d slices that are %zu apart are no memory", c->n_nodes, x->slice_stride);
-    return DL_OK;
-}
-
-static int push(struct dl_transport *t, const struct entry *e)
+static int push(struct node *t, const struct entry *e)
 {
     if (t->head && t->len == t->cap) {
         memmove(t->v, t->v + t->head, (t->len - t->head) * sizeof *t->v);
@@ -288,17 +247,15 @@ static int push(struct dl_transport *t, const struct entry *e)
     return err;
 }
 
-int dl_transport_start(dl_transport *t, const struct dl_xfer *x, dl_xfer_done *done, void *ud)
+static int lb_start(dl_transport *transport, const struct dl_xfer *x, dl_xfer_done *done, void *ud)
 {
+    struct node *t = (struct node *)transport;
     struct cluster *c = t->c;
-    int err = check_xfer(c, x);
-    if (err)
-        return err;
     pthread_mutex_lock(&c->lock);
-    err = t->closing ? DL_ECANCELED : push(t, &(struct entry){.x = *x, .done = done, .ud = ud});
+    int err = t->closing ? DL_ECANCELED : push(t, &(struct entry){.x = *x, .done = done, .ud = ud});
     if (!err) {
         t->started++;
-        if (!t->gone && c->faults.die_after == t->started && c->faults.die_node == t->node)
+        if (!t->gone && c->faults.die_after == t->started && c->faults.die_node == t->base.node)
             leave(t);
         else if (!t->gone)
             t->joined = t->started;
@@ -309,30 +266,22 @@ int dl_transport_start(dl_transport *t, const struct dl_xfer *x, dl_xfer_done *d
     return err;
 }
 
-static int check_peer(const struct dl_transport *t, int node)
+static int gone(const struct node *t, int node)
 {
-    if (node < 0 || node >= t->c->n_nodes || node == t->node)
-        return dl_fail(DL_EINVAL, "transport: node %d has no peer %d among %d nodes", t->node, node, t->c->n_nodes);
-    return DL_OK;
+    return dl_fail(DL_EPEER, "transport: node %d has lost node %d", t->base.node, node);
 }
 
-static int gone(const struct dl_transport *t, int node)
+static int lb_send(dl_transport *transport, int node, const void *msg, size_t n)
 {
-    return dl_fail(DL_EPEER, "transport: node %d has lost node %d", t->node, node);
-}
-
-int dl_transport_send(dl_transport *t, int node, const void *msg, size_t n)
-{
+    struct node *t = (struct node *)transport;
     struct cluster *c = t->c;
-    int err = check_peer(t, node);
-    if (err)
-        return err;
-    struct tp_mailbox *box = &c->nodes[node].from[t->node];
+    struct tp_mailbox *box = &c->nodes[node].from[t->base.node];
+    int err = DL_OK;
     struct tp_msg *copy = NULL;
     if (tp_mailbox_fits(&(struct tp_mailbox){0}, n) && !(copy = tp_msg_make(msg, n)))
         return DL_ENOMEM;
     pthread_mutex_lock(&c->lock);
-    if (++t->n_sends == c->faults.die_after_sends && c->faults.die_node == t->node && !t->gone)
+    if (++t->n_sends == c->faults.die_after_sends && c->faults.die_node == t->base.node && !t->gone)
         leave(t);
     if (t->closing) {
         err = DL_ECANCELED;
@@ -352,15 +301,22 @@ int dl_transport_send(dl_transport *t, int node, const void *msg, size_t n)
     return err;
 }
 
-int dl_transport_recv(dl_transport *t, int node, void *msg, size_t cap, size_t *n, uint64_t timeout_ns)
+/* A thread leaves recv, drain or drive: close may be waiting for it. Locked. */
+static void waited(struct node *t)
 {
+    t->n_waiting--;
+    if (t->closing)
+        pthread_cond_broadcast(&t->changed);
+}
+
+static int lb_recv(dl_transport *transport, int node, void *msg, size_t cap, size_t *n, uint64_t timeout_ns)
+{
+    struct node *t = (struct node *)transport;
     struct cluster *c = t->c;
-    int err = check_peer(t, node);
-    if (err)
-        return err;
+    int err = DL_OK;
     struct tp_mailbox *box = &t->from[node];
     struct tp_msg *got = NULL;
-    const uint64_t deadline = later(dl_now_ns(), timeout_ns);
+    const uint64_t deadline = tp_later(dl_now_ns(), timeout_ns);
     pthread_mutex_lock(&c->lock);
     t->n_waiting++;
     for (;;) {
@@ -378,16 +334,16 @@ int dl_transport_recv(dl_transport *t, int node, void *msg, size_t cap, size_t *
         } else if (now >= deadline) {
             err = DL_ETIMEDOUT;
         } else {
-            wait_until(c, &t->changed, DL_MIN(deadline, due));
+            tp_cond_wait_until(&t->changed, &c->lock, DL_MIN(deadline, due));
             continue;
         }
         break;
     }
-    t->n_waiting--;
-    if (got)
+    if (got) {
         t->stats.received_bytes += got->n;
-    if (t->closing)
-        pthread_cond_broadcast(&t->changed);
+        pthread_cond_broadcast(&c->nodes[node].changed); /* it may be in drain */
+    }
+    waited(t);
     pthread_mutex_unlock(&c->lock);
     if (got && got->n)
         memcpy(msg, got->bytes, got->n);
@@ -395,11 +351,71 @@ int dl_transport_recv(dl_transport *t, int node, void *msg, size_t cap, size_t *
     return err;
 }
 
-void dl_transport_stats(const dl_transport *t, struct dl_transport_stats *out)
+static int lb_drain(dl_transport *transport, int node, size_t most, uint64_t timeout_ns)
 {
+    struct node *t = (struct node *)transport;
+    struct cluster *c = t->c;
+    const struct tp_mailbox *box = &c->nodes[node].from[t->base.node];
+    const uint64_t deadline = tp_later(dl_now_ns(), timeout_ns);
+    int err = DL_OK;
+    pthread_mutex_lock(&c->lock);
+    t->n_waiting++;
+    for (;;) {
+        if (t->closing)
+            err = DL_ECANCELED;
+        else if (t->gone || c->nodes[node].gone)
+            err = gone(t, node);
+        else if (box->bytes > most && dl_now_ns() >= deadline)
+            err = DL_ETIMEDOUT;
+        if (err || box->bytes <= most)
+            break;
+        tp_cond_wait_until(&t->changed, &c->lock, deadline);
+    }
+    waited(t);
+    pthread_mutex_unlock(&c->lock);
+    return err;
+}
+
+/* There is nothing that the caller could do better than the dispatcher. */
+static void lb_drive(dl_transport *transport, uint64_t timeout_ns)
+{
+    struct node *t = (struct node *)transport;
+    struct cluster *c = t->c;
+    const uint64_t deadline = tp_later(dl_now_ns(), timeout_ns);
+    pthread_mutex_lock(&c->lock);
+    t->n_waiting++;
+    const uint64_t ended = t->n_ended;
+    while (!t->closing && t->n_ended == ended && t->len && dl_now_ns() < deadline)
+        tp_cond_wait_until(&t->changed, &c->lock, deadline);
+    waited(t);
+    pthread_mutex_unlock(&c->lock);
+}
+
+static void lb_stats(dl_transport *transport, struct dl_transport_stats *out)
+{
+    const struct node *t = (const struct node *)transport;
     pthread_mutex_lock(&t->c->lock);
     *out = t->stats;
     pthread_mutex_unlock(&t->c->lock);
+}
+
+static void lb_node_info(dl_transport *transport, int node, struct dl_node_info *out)
+{
+    out->name = ((const struct node *)transport)->c->nodes[node].name;
+}
+
+static int lb_lost(dl_transport *transport, char *why, size_t cap)
+{
+    struct cluster *c = ((struct node *)transport)->c;
+    int lost = -1;
+    pthread_mutex_lock(&c->lock);
+    for (int i = c->n_nodes - 1; i >= 0; i--)
+        if (c->nodes[i].gone && !c->nodes[i].closing)
+            lost = i;
+    pthread_mutex_unlock(&c->lock);
+    if (lost >= 0)
+        snprintf(why, cap, "it was told to die");
+    return lost;
 }
 
 /* ------------------------------------------------------------------------------------------- open and close */
@@ -408,7 +424,7 @@ void dl_transport_stats(const dl_transport *t, struct dl_transport_stats *out)
 static void cluster_free(struct cluster *c)
 {
     for (int i = 0; i < c->n_nodes; i++) {
-        struct dl_transport *t = &c->nodes[i];
+        struct node *t = &c->nodes[i];
         for (int k = 0; k < c->n_nodes && t->from; k++)
             tp_mailbox_finish(&t->from[k]);
         pthread_cond_destroy(&t->changed);
@@ -421,12 +437,9 @@ static void cluster_free(struct cluster *c)
     free(c);
 }
 
-void dl_transport_close(dl_transport **transport)
+static void lb_close(dl_transport *transport)
 {
-    struct dl_transport *t = *transport;
-    *transport = NULL;
-    if (!t)
-        return;
+    struct node *t = (struct node *)transport;
     struct cluster *c = t->c;
     pthread_mutex_lock(&c->lock);
     t->closing = true;
@@ -444,15 +457,17 @@ void dl_transport_close(dl_transport **transport)
     }
 }
 
-/* Timeouts are on the clock of dl_now_ns. */
-static void cond_init(pthread_cond_t *cond)
-{
-    pthread_condattr_t attr;
-    pthread_condattr_init(&attr);
-    pthread_condattr_setclock(&attr, CLOCK_MONOTONIC);
-    pthread_cond_init(cond, &attr);
-    pthread_condattr_destroy(&attr);
-}
+static const struct tp_fns fns = {
+    .start = lb_start,
+    .send = lb_send,
+    .recv = lb_recv,
+    .drain = lb_drain,
+    .drive = lb_drive,
+    .stats = lb_stats,
+    .node_info = lb_node_info,
+    .lost = lb_lost,
+    .close = lb_close,
+};
 
 int dl_loopback_open(int n_nodes, const struct dl_loopback_faults *faults, dl_transport **out)
 {
@@ -472,14 +487,16 @@ int dl_loopback_open(int n_nodes, const struct dl_loopback_faults *faults, dl_tr
     if (faults)
         c->faults = *faults;
     pthread_mutex_init(&c->lock, NULL);
-    cond_init(&c->wake);
+    tp_cond_init(&c->wake);
     c->scratch = dl_calloc(n, sizeof *c->scratch);
     int err = c->scratch ? DL_OK : DL_ENOMEM;
     uint64_t seed = c->faults.seed;
     for (int i = 0; i < n_nodes; i++) {
-        struct dl_transport *t = &c->nodes[i];
-        *t = (struct dl_transport){.c = c, .node = i, .rng_coll = random_of(&seed), .rng_msg = random_of(&seed)};
-        cond_init(&t->changed);
+        struct node *t = &c->nodes[i];
+        *t = (struct node){
+            .base = {&fns, i, n_nodes}, .c = c, .rng_coll = random_of(&seed), .rng_msg = random_of(&seed)};
+        snprintf(t->name, sizeof t->name, "node %d", i);
+        tp_cond_init(&t->changed);
         t->from = dl_calloc(n, sizeof *t->from);
         err = t->from ? err : DL_ENOMEM;
     }
@@ -493,6 +510,6 @@ int dl_loopback_open(int n_nodes, const struct dl_loopback_faults *faults, dl_tr
         return err;
     }
     for (int i = 0; i < n_nodes; i++)
-        out[i] = &c->nodes[i];
+        out[i] = &c->nodes[i].base;
     return DL_OK;
 }
