@@ -16,7 +16,7 @@ for pair in "$@"; do
     case $part in
     dl_base | dl_engine) prefix='^(dl_|eng_)' ;;
     dl_cpu) prefix='^(dl_cpu_|cpu_)' ;;
-    dl_transport) prefix='^(dl_transport_|dl_loopback_|tp_)' ;;
+    dl_transport) prefix='^(dl_transport_|dl_loopback_|dl_tcp_|dl_key_|tp_)' ;;
     dl_vulkan) prefix='^(dl_vulkan_|vk_)' ;;
     cli) prefix='^(cli_|main$)' ;;
     *)

@@ -16,12 +16,12 @@ struct tp_fns {
     int (*send)(dl_transport *t, int node, const void *msg, size_t n);
     int (*recv)(dl_transport *t, int node, void *msg, size_t cap, size_t *n, uint64_t timeout_ns);
     int (*drain)(dl_transport *t, int node, size_t most, uint64_t timeout_ns);
-    void (*drive)(dl_transport *t, uint64_t timeout_ns);
+    void (*drive)(dl_transport *t, bool (*enough)(void *ud), void *ud, uint64_t timeout_ns);
     void (*stats)(dl_transport *t, struct dl_transport_stats *out);
     void (*link_stats)(dl_transport *t, int node, struct dl_link_stats *out); /* NULL: zeros */
     void (*node_info)(dl_transport *t, int node, struct dl_node_info *out);
     int (*lost)(dl_transport *t, char *why, size_t cap);
-    int (*ping)(dl_transport *t); /* NULL: nothing to ask; by the probe */
+    void (*ping)(dl_transport *t); /* NULL: nothing to ask; by the probe */
     void (*close)(dl_transport *t);
 };
 

@@ -41,7 +41,6 @@ struct node {
     struct entry *v;      /* those that have not ended, v[head .. len), the last one is number started - 1 */
     size_t head, len, cap;
     unsigned n_waiting;     /* threads inside recv, drain and drive */
-    uint64_t n_ended;       /* `done`s that have run */
     pthread_cond_t changed; /* for these and close */
     struct tp_mailbox *from;
     uint64_t rng_coll, rng_msg;
@@ -206,7 +205,6 @@ static void finish(struct cluster *c, struct node *t)
     e.done(e.ud, e.status);
     pthread_mutex_lock(&c->lock);
     t->in_done = false;
-    t->n_ended++;
     if (t->n_waiting || (t->closing && !t->len))
         pthread_cond_broadcast(&t->changed);
 }
@@ -377,15 +375,14 @@ static int lb_drain(dl_transport *transport, int node, size_t most, uint64_t tim
 }
 
 /* There is nothing that the caller could do better than the dispatcher. */
-static void lb_drive(dl_transport *transport, uint64_t timeout_ns)
+static void lb_drive(dl_transport *transport, bool (*enough)(void *ud), void *ud, uint64_t timeout_ns)
 {
     struct node *t = (struct node *)transport;
     struct cluster *c = t->c;
     const uint64_t deadline = tp_later(dl_now_ns(), timeout_ns);
     pthread_mutex_lock(&c->lock);
     t->n_waiting++;
-    const uint64_t ended = t->n_ended;
-    while (!t->closing && t->n_ended == ended && t->len && dl_now_ns() < deadline)
+    while (!t->closing && !enough(ud) && dl_now_ns() < deadline)
         tp_cond_wait_until(&t->changed, &c->lock, deadline);
     waited(t);
     pthread_mutex_unlock(&c->lock);

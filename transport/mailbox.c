@@ -7,14 +7,22 @@
 #include <stdlib.h>
 #include <string.h>
 
-struct tp_msg *tp_msg_make(const void *bytes, size_t n)
+struct tp_msg *tp_msg_room(size_t n)
 {
     size_t size;
-    struct tp_msg *msg = dl_add_size(sizeof *msg, n, &size) ? dl_calloc(1, size) : NULL;
-    if (!msg)
+    struct tp_msg *msg = dl_add_size(sizeof *msg, n, &size) ? malloc(size) : NULL;
+    if (!msg) {
+        (void)dl_fail(DL_ENOMEM, "transport: no memory for a message of %zu bytes", n);
         return NULL;
-    msg->n = n;
-    if (n)
+    }
+    *msg = (struct tp_msg){.n = n};
+    return msg;
+}
+
+struct tp_msg *tp_msg_make(const void *bytes, size_t n)
+{
+    struct tp_msg *msg = tp_msg_room(n);
+    if (msg && n)
         memcpy(msg->bytes, bytes, n);
     return msg;
 }

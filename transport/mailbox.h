@@ -23,7 +23,8 @@ struct tp_mailbox {
     size_t bytes;
 };
 
-/* A copy of a message, outside any mailbox. NULL (logged) when memory is out. Free with free(). */
+/* Room for a message, and a copy of one, outside any mailbox. NULL (logged) when memory is out. Free with free(). */
+struct tp_msg *tp_msg_room(size_t n);
 struct tp_msg *tp_msg_make(const void *bytes, size_t n);
 
 /* Room for a message of n bytes. */

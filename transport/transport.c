@@ -62,9 +62,9 @@ int dl_transport_drain(dl_transport *t, int node, size_t most, uint64_t timeout_
     return err ? err : t->fns->drain(t, node, most, timeout_ns);
 }
 
-void dl_transport_drive(dl_transport *t, uint64_t timeout_ns)
+void dl_transport_drive(dl_transport *t, bool (*enough)(void *ud), void *ud, uint64_t timeout_ns)
 {
-    t->fns->drive(t, timeout_ns);
+    t->fns->drive(t, enough, ud, timeout_ns);
 }
 
 /* Looking at a transport takes its lock. */

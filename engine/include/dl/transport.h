@@ -51,10 +51,12 @@ int dl_transport_recv(dl_transport *t, int node, void *msg, size_t cap, size_t *
  * little memory. DL_ETIMEDOUT (not logged), DL_EPEER (logged), DL_ECANCELED. Any thread. */
 int dl_transport_drain(dl_transport *t, int node, size_t most, uint64_t timeout_ns);
 
-/* The calling thread, which would only wait, does the transport's work itself until a `done` has run, timeout_ns are over, or for no
- * reason at all: callers loop until they have what they wait for. It saves two changes of threads per exchange where no core
- * is free; the transport's own thread stays out of the way for some ms and takes over again by itself. Not from a `done`. */
-void dl_transport_drive(dl_transport *t, uint64_t timeout_ns);
+/* The calling thread, which would only wait, does the transport's work itself until enough(ud) says so, timeout_ns are over, or for
+ * no reason at all: callers look themselves. enough is called on this thread, now and then and after each `done` that runs here; it
+ * sees what those of this transport have written, and calls nothing of it. That saves two changes of threads per exchange
+ * where no core is free; the transport's own thread stays out of the way for some ms and takes over again by itself. So
+ * for exchanges that follow each other closely, not for those during which this thread does something else. Not from a `done`. */
+void dl_transport_drive(dl_transport *t, bool (*enough)(void *ud), void *ud, uint64_t timeout_ns);
 
 /* The payload of collectives and messages. Any thread. */
 struct dl_transport_stats {
