@@ -8,7 +8,7 @@
 //   WG / LANES groups   -> STEP neighbouring positions each
 // Every group runs its own softmax: m the largest score so far, l the sum of the weights, o the weighted values; scores are in
 // units of log 2. Groups meet once, at the end. SG > 1: LANES of a subgroup reduce by shuffles; else through shared memory.
-// FINAL: there is one split, o / l goes to dst; else m, l and o go to the scratch, for attention_merge.comp.
+// With one split in all, o / l goes to dst; else m, l and o go to the scratch, for attention_merge.comp.
 #if SG > 1
 #extension GL_KHR_shader_subgroup_shuffle : require
 #endif
@@ -53,7 +53,7 @@ void sum_lanes(inout float s[SCORES])
 #endif
 }
 
-void attend(uint kv, uint first_head, uint n_heads, uint token, uint from, uint to, uint split, uint n_splits)
+void attend(uint kv, uint first_head, uint n_heads, uint token, uint from, uint to, uint split)
 {
     uint lane = gl_LocalInvocationIndex % LANES, group = gl_LocalInvocationIndex / LANES;
     uint table = table_at(batch_table(token));
@@ -131,16 +131,14 @@ void attend(uint kv, uint first_head, uint n_heads, uint token, uint from, uint 
         for (uint g = 0u; g < GROUPS; g++)
             sum += edges[(HEADS + h) * GROUPS + g] * exp2(edges[h * GROUPS + g] - top);
         float fade = exp2(m[h] - top);
-#if FINAL
-        fade /= sum;
-        uint at = push.out_skip + token * push.out_stride + (first_head + h) * HD;
-#else
         uint part = (token * push.n_heads + first_head + h) * push.splits + split, at = part * HD;
-        if (h < n_heads && gl_LocalInvocationIndex == 0u) {
+        if (push.splits == 1u) {
+            at = push.out_skip + token * push.out_stride + (first_head + h) * HD;
+            fade /= sum;
+        } else if (h < n_heads && gl_LocalInvocationIndex == 0u) {
             result[push.state_at + 2u * part] = top;
             result[push.state_at + 2u * part + 1u] = sum;
         }
-#endif
         [[unroll]] for (uint i = 0u; i < PER_LANE; i++) {
             uint mine = 2u * (h * PER_LANE + i);
             barrier(); // the pool's last content is read
@@ -173,6 +171,6 @@ void main()
         uvec2 cut = splits_of(n);
         if (split < cut.y)
             attend(kv, first, min(heads.y - first, HEADS), token, split * cut.x * 32u, min(n, (split + 1u) * cut.x * 32u),
-                   split, cut.y);
+                   split);
     }
 }

@@ -28,6 +28,7 @@ static int add_vulkan_devices(void)
     struct dl_vulkan_info infos[8];
     uint32_t n = 0;
     setenv("DLLAMA_ALLOW_SOFTWARE_GPU", "1", 1);
+    setenv("DLLAMA_VK_TUNE", "0", 0); /* the same kernels each time: a choice by measurement is not */
     if (dl_vulkan_list(infos, DL_COUNT_OF(infos), &n, DL_LOG_WARN) || !n)
         printf("SKIPPED PART: no Vulkan device here\n");
     for (uint32_t i = 0; i < DL_MIN(n, (uint32_t)DL_COUNT_OF(infos)); i++) {

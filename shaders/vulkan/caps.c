@@ -181,6 +181,10 @@ void vk_caps_get(VkPhysicalDevice phys, const char *disable, struct vk_caps *c)
         if ((m.memoryTypes[i].propertyFlags & both) == both)
             c->uma = c->software || c->type == VK_PHYSICAL_DEVICE_TYPE_INTEGRATED_GPU;
 
+    /* As on the plainest device: for tests, and where a driver promises more than it keeps. */
+    const char *portable = getenv("DLLAMA_VK_PORTABLE");
+    if (portable && !strcmp(portable, "1"))
+        disable = "timeline,f16,int8,int-dot,subgroup";
     const char *no_timeline = getenv("DLLAMA_VK_NO_TIMELINE");
     if (listed(disable, "timeline") || (no_timeline && !strcmp(no_timeline, "1")))
         c->timeline = false;

@@ -10,6 +10,7 @@
 #include "counters.h"
 #include "lower.h"
 #include "pipeline.h"
+#include "tune.h"
 
 struct device {
     dl_device pub;
@@ -112,6 +113,7 @@ static void close_parts(struct device *d)
     vk_counters_destroy(d->counters);
     if (d->ctx.device)
         (void)d->ctx.vk.vkDeviceWaitIdle(d->ctx.device); /* a device that is lost is idle */
+    vk_tune_close(&d->ctx);
     vk_pipes_destroy(&d->ctx.pipes);
     vk_scratch_close(&d->ctx);
     vk_memory_close(&d->ctx);

@@ -7,6 +7,7 @@
 #include "lower.h"
 
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 
 #include "tune.h"
@@ -14,11 +15,12 @@
 #define MAX_HEAD_DIM 512u
 #define TILE_HEAD_DIM 256u /* longer ones do not fit the tile kernel's registers */
 #define TILE_TOKENS 32u    /* classes below this have too few rows for tiles */
+#define MAX_PER_LANE 4u
 #define MERGE_THREADS 64u
 #define LEAST_BLOCKS 4u /* per split, of 32 positions: less is not worth its merging */
 
 struct split_variant {
-    char name[48];
+    char name[64];
     uint32_t subgroup, lanes, heads, step, threads;
     bool half_bits;
 };
@@ -64,9 +66,9 @@ static uint32_t pow2_down(uint32_t n)
 
 /* All heads of the KV head together, unless that takes more than `most` registers of 8 values for queries. */
 static struct split_variant split_variant(const struct shape *s, uint32_t subgroup, uint32_t lanes, uint32_t most,
-                                          uint32_t threads, bool half_bits)
+                                          uint32_t step, uint32_t threads, bool half_bits)
 {
-    struct split_variant v = {.subgroup = subgroup, .step = 4, .threads = threads, .half_bits = half_bits};
+    struct split_variant v = {.subgroup = subgroup, .step = step, .threads = threads, .half_bits = half_bits};
     v.lanes = DL_MIN(lanes, pow2_down(s->head_dim / 8));
     if (subgroup > 1)
         v.lanes = DL_MIN(v.lanes, subgroup);
@@ -74,8 +76,8 @@ static struct split_variant split_variant(const struct shape *s, uint32_t subgro
     v.heads = 1;
     while (v.heads < s->most_heads && 2 * v.heads * per_lane <= most)
         v.heads *= 2;
-    snprintf(v.name, sizeof v.name, "SG=%u,LANES=%u,HEADS=%u,WG=%u%s", v.subgroup, v.lanes, v.heads, v.threads,
-             half_bits ? ",BITS" : "");
+    snprintf(v.name, sizeof v.name, "SG=%u,LANES=%u,HEADS=%u,STEP=%u,WG=%u%s", v.subgroup, v.lanes, v.heads, v.step,
+             v.threads, half_bits ? ",BITS" : "");
     return v;
 }
 
@@ -90,18 +92,19 @@ static uint32_t split_variants(const struct vk_caps *caps, const struct shape *s
     uint32_t n_all = 0;
     if (sg > 1 && caps->subgroup_shuffle && caps->subgroup_require && wide <= caps->max_invocations) {
         if (caps->software) {
-            all[n_all++] = split_variant(s, sg, 8, 4, small, false);
+            all[n_all++] = split_variant(s, sg, 8, 4, 1, small, false);
         } else {
-            all[n_all++] = split_variant(s, sg, 16, 8, wide, false);
-            all[n_all++] = split_variant(s, sg, 8, 8, wide, false);
-            all[n_all++] = split_variant(s, sg, 16, 4, wide, false);
+            all[n_all++] = split_variant(s, sg, 16, 8, 4, wide, false);
+            all[n_all++] = split_variant(s, sg, 8, 8, 4, wide, false);
+            all[n_all++] = split_variant(s, sg, 16, 4, 4, wide, false);
         }
         if (halves)
-            all[n_all++] = split_variant(s, sg, 16, 4, small, true);
+            all[n_all++] = split_variant(s, sg, 16, 4, 1, small, true);
     }
-    all[n_all++] = split_variant(s, 1, 16, 4, 64, halves);
+    all[n_all++] = split_variant(s, 1, 16, 4, 1, 64, halves);
     for (uint32_t i = 0; i < n_all; i++) {
-        bool known = false;
+        /* Long rows over few lanes make shaders that compilers take seconds over. The last stays in any case. */
+        bool known = i + 1 < n_all && s->head_dim > 8 * MAX_PER_LANE * all[i].lanes;
         for (uint32_t k = 0; k < n; k++)
             known = known || !strcmp(all[i].name, out[k].name);
         if (!known)
@@ -120,9 +123,11 @@ struct tile_variant {
 static uint32_t tile_variants(const struct vk_caps *caps, const struct shape *s, struct tile_variant *out)
 {
     uint32_t n = 0;
-    if (s->head_dim <= TILE_HEAD_DIM / 2 && caps->shared_bytes >= 24u << 10)
+    /* On a processor they gain nothing, and take seconds to compile. Tests ask for them all the same. */
+    bool useful = !caps->software || getenv("DLLAMA_VK_VARIANT");
+    if (useful && s->head_dim <= TILE_HEAD_DIM / 2 && caps->shared_bytes >= 24u << 10)
         out[n++] = (struct tile_variant){"TALL=8", 8};
-    if (s->head_dim <= TILE_HEAD_DIM)
+    if (useful && s->head_dim <= TILE_HEAD_DIM)
         out[n++] = (struct tile_variant){"TALL=4", 4};
     out[n++] = (struct tile_variant){"none", 0};
     return n;
@@ -237,7 +242,6 @@ static int lower_split(struct call *c)
     vk_define(c->d, "HEADS", v->heads);
     vk_define(c->d, "STEP", v->step);
     vk_define(c->d, "WG", v->threads);
-    vk_define(c->d, "FINAL", g->splits == 1);
     c->d->groups[0] = c->op->u.attn.n_kv_heads * tiles;
     c->d->groups[1] = g->splits;
     c->d->groups[2] = c->l->n_tokens;

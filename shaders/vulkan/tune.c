@@ -2,7 +2,7 @@
  *
  * tune.c: the choice between candidates. A choice is made once per (kernel, shape, batch class): every candidate is checked on a small
  * case, those that are right are timed on one of the op's size (trial.h), and the fastest is kept, on disk too: by device, driver
- * and shader sources. All of it together may take BUDGET_NS per process; what is left then is checked only, and chosen at a later start.
+ * and shader sources. All of it together may take BUDGET_S seconds per device and process; what is left then is checked only, and chosen at a later start.
  */
 #include "tune.h"
 
@@ -14,7 +14,7 @@
 #include "glsl.h"
 #include "trial.h"
 
-#define BUDGET_NS 3000000000u
+#define BUDGET_S 3.0
 #define TIME_NS 25000000u     /* of runs per candidate */
 #define LEAST_WORK (1u << 20) /* multiply-adds: smaller ops are not worth timing */
 #define VERSION "choices 1"   /* of the file, and of what candidates' names mean */
@@ -37,7 +37,7 @@ struct vk_tune {
     struct vk_hash id;
     bool keep; /* on disk */
     bool said;
-    uint64_t spent_ns;
+    uint64_t spent_ns, budget_ns;
     const char *kernel, *name; /* of the trial that is running */
     bool met;                  /* the trial was asked for its kernel */
     struct vk_tune_stats stats;
@@ -91,6 +91,9 @@ static struct vk_tune *tune_of(struct vk_ctx *c)
 {
     if (!c->tune) {
         c->tune = dl_xcalloc(1, sizeof *c->tune);
+        const char *seconds = getenv("DLLAMA_VK_TUNE");
+        double budget = seconds ? strtod(seconds, NULL) : BUDGET_S;
+        c->tune->budget_ns = budget > 0 && budget < 1e6 ? (uint64_t)(budget * 1e9) : 0;
         load(c->tune, c);
     }
     return c->tune;
@@ -266,12 +269,12 @@ static int measure(struct vk_lower *l, const char *kernel, const struct dl_op *o
     double least = 0, ns;
     bool right = false, timed = n > 1 && work(l, op) >= LEAST_WORK;
     for (uint32_t i = 0; i < n; i++) {
-        if (best >= 0 && (!timed || t->spent_ns > BUDGET_NS))
+        if (best >= 0 && (!timed || t->spent_ns > t->budget_ns))
             break;
         uint64_t start = dl_now_ns();
         err = check(l, kernel, op, names[i], &right);
         ns = 0;
-        if (!err && right && timed && t->spent_ns <= BUDGET_NS) {
+        if (!err && right && timed && t->spent_ns <= t->budget_ns) {
             if (!trial)
                 err = vk_trial_create(l, op, VK_TRIAL_TIME, trial_bytes(l->ctx), &trial);
             if (!err)
@@ -299,7 +302,7 @@ static int measure(struct vk_lower *l, const char *kernel, const struct dl_op *o
     if (best < 0)
         return dl_fail(DL_EUNSUP, "%s: kernel %s: every variant gives wrong results: use another device", l->ctx->label,
                        kernel);
-    if (err || (timed && t->spent_ns > BUDGET_NS))
+    if (err || (timed && t->spent_ns > t->budget_ns))
         return best; /* good enough until the next start */
     choose(t, key, names[best]);
     save(t);
@@ -315,13 +318,13 @@ int vk_tune_pick(struct vk_lower *l, const char *kernel, const struct dl_op *op,
         t->met = t->met || i >= 0;
         return DL_MAX(i, 0);
     }
-    const char *name = forced(kernel, &length), *off = getenv("DLLAMA_VK_TUNE");
+    const char *name = forced(kernel, &length);
     int i = name && *name == '#' ? (int)DL_MIN(strtoul(name + 1, NULL, 10), n - 1)
             : name               ? index_of(name, length, names, n)
                                  : -1;
     if (i >= 0)
         return i;
-    if ((off && !strcmp(off, "0")) || !vk_trial_knows(op))
+    if (!t->budget_ns || !vk_trial_knows(op))
         return 0;
     char key[sizeof t->choices->key];
     key_of(l, kernel, op, key, sizeof key);

@@ -12,7 +12,8 @@
 /* The index of the candidate to use for `op` in l's class. `kernel` is a word ("attention_split") that names what is chosen
  * between, the same for all shapes; names[0 .. n) are candidates without spaces ("LANES=8,WG=64") that differ: best guess first, and last one
  * that needs nothing optional. What a name stands for may depend on `op` and the device, not on l.
- * DLLAMA_VK_VARIANT="kernel=name kernel=name" forces choices, unmeasured and unchecked (#0 is the first candidate, #9 the tenth or last); DLLAMA_VK_TUNE=0 takes the first of each likewise.
+ * DLLAMA_VK_VARIANT="kernel=name kernel=name" forces choices, unmeasured and unchecked (#0 is the first candidate, #9 the tenth or last); DLLAMA_VK_TUNE=SECONDS is how long a
+ * start may take over choices (3), with 0 the first of each is taken, unchecked.
  * DL_EUNSUP (logged) where all are wrong. */
 int vk_tune_pick(struct vk_lower *l, const char *kernel, const struct dl_op *op, const char *const *names, uint32_t n);
 
