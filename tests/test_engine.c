@@ -206,9 +206,11 @@ static void batching_changes_nothing(void **state)
     dl_session_truncate(a, 0);
     dl_session_truncate(b, 0);
     assert_int_equal(dl_session_sync(a, prompt, 3, NULL, NULL, &logits), 0);
-    struct dl_step_item items[] = {{b, prompt, N_PROMPT, DL_WANT_ALL, NULL},
-                                   {a, prompt + 3, N_PROMPT - 3, DL_WANT_LAST, NULL},
-                                   {c, prompt + 4, 2, DL_WANT_NONE, NULL}};
+    struct dl_step_item items[] = {
+        {.session = b, .tokens = prompt, .n = N_PROMPT, .want = DL_WANT_ALL},
+        {.session = a, .tokens = prompt + 3, .n = N_PROMPT - 3, .want = DL_WANT_LAST},
+        {.session = c, .tokens = prompt + 4, .n = 2},
+    };
     assert_int_equal(dl_engine_step(r.engine, items, 3), 0);
     memcpy(all, items[0].logits, sizeof all);
     assert_memory_equal(whole, all + (N_PROMPT - 1) * VOCAB, sizeof whole);
@@ -286,9 +288,9 @@ static void limits(void **state)
     assert_int_equal(log.n, 1);
     dl_session_truncate(s, 32);
     assert_int_equal(dl_session_sync(t, many, 4, NULL, NULL, &logits), 0);
-    struct dl_step_item twice[] = {{s, many, 1, DL_WANT_NONE, NULL}, {s, many, 1, DL_WANT_NONE, NULL}};
+    struct dl_step_item twice[] = {{.session = s, .tokens = many, .n = 1}, {.session = s, .tokens = many, .n = 1}};
     assert_int_equal(dl_engine_step(r.engine, twice, 2), DL_EINVAL);
-    struct dl_step_item big = {t, many, 9, DL_WANT_NONE, NULL};
+    struct dl_step_item big = {.session = t, .tokens = many, .n = 9};
     assert_int_equal(dl_engine_step(r.engine, &big, 1), DL_EINVAL);
     dl_session_destroy(&s);
     dl_session_destroy(&t);

@@ -2,13 +2,14 @@
  *
  * engine/run/engine.c: makes an engine: slices, plans, buffers, weights, programs. Says before loading when it cannot fit.
  */
-#include "engine.h"
+#include "cluster.h"
 
 #include <stdlib.h>
 
 #define DEFAULT_CTX 8192u
 #define DEFAULT_BATCH 128u
 #define DEFAULT_OUT 8u
+#define DEFAULT_WAIT_MS 120000u
 
 static bool quantised(enum dl_type t)
 {
@@ -32,7 +33,7 @@ static uint64_t kv_bytes_per_pos(const dl_engine *e, enum dl_type type)
     uint64_t row = 0, heads = 0;
     (void)dl_row_bytes(type, e->h->head_dim, &row);
     for (uint32_t d = 0; d < e->n_nodes; d++)
-        heads += e->slices[d].n_kv_heads;
+        heads += e->slices[e->first_slice + d].n_kv_heads;
     return 2 * row * heads * e->h->n_layers;
 }
 
@@ -81,66 +82,57 @@ static int check_memory(const dl_engine *e, uint64_t copied)
     return DL_OK;
 }
 
+/* What travels with a batch fits into one message: the transport takes no larger ones. */
+static int suit_messages(dl_engine *e)
+{
+    uint32_t rows = 8;
+    uint64_t embed = (uint64_t)e->h->dim * (e->embed_type == DL_F16 ? sizeof(uint16_t) : sizeof(float));
+    for (uint32_t i = 0; i < e->n_slices; i++)
+        rows = DL_MAX(rows, e->slices[i].n_vocab);
+    uint64_t tokens = ENG_BULK_MOST / 2 / embed, out = ENG_BULK_MOST / 2 / (rows * sizeof(float));
+    e->shape.max_tokens = (uint32_t)DL_MIN(e->shape.max_tokens, DL_MAX(tokens, 1));
+    e->shape.max_out = (uint32_t)DL_MIN(e->shape.max_out, DL_MAX(out, 1));
+    if (e->plan_opts.kv_blocks * sizeof(uint32_t) > ENG_BULK_MOST / 4)
+        return dl_fail(DL_ELIMIT, "context: %u positions for %u sessions are too many for a cluster", e->ctx,
+                       e->shape.max_tables);
+    return DL_OK;
+}
+
 static int make_plans(dl_engine *e, const struct dl_engine_opts *o)
 {
-    struct dl_tensor_types types;
-    int err = dl_model_types(e->model, &types);
+    int err = dl_model_types(e->model, &e->types);
+    if (!err)
+        err = dl_slices_make(e->h, column_unit(e->h, &e->types), o->shares, e->n_slices, e->slices);
     if (err)
         return err;
-    err = dl_slices_make(e->h, column_unit(e->h, &types), o->shares, e->n_nodes, e->slices);
-    if (!err) {
-        uint32_t sessions = o->max_sessions ? o->max_sessions : 1;
-        e->ctx = pick_ctx(e, o, sessions);
-        uint64_t cols = dl_div_up(e->ctx, DL_KV_BLOCK), blocks = cols * sessions;
-        if (e->ctx > DL_MAX_SEQ || blocks > UINT32_MAX / DL_KV_BLOCK / e->h->n_kv_heads)
-            err = dl_fail(DL_ELIMIT, "context: %u positions for %u sessions are too many", e->ctx, sessions);
-        e->shape = (struct dl_batch_shape){.max_tokens = o->max_batch ? o->max_batch : DEFAULT_BATCH,
-                                           .max_out = o->max_out ? o->max_out : DEFAULT_OUT,
-                                           .max_tables = sessions,
-                                           .table_cols = (uint32_t)cols};
-        e->shape.max_out = DL_MIN(e->shape.max_out, e->shape.max_tokens);
-        struct dl_plan_opts po = {e->shape.max_tokens, e->shape.max_out, (uint32_t)blocks, o->kv_type, o->wire};
-        for (uint32_t d = 0; !err && d < e->n_nodes; d++)
-            err = dl_plan_build(e->h, &types, e->slices, d, e->n_nodes, &po, &e->nodes[d].mp);
-        if (!err)
-            err = eng_kv_init(&e->kv, (uint32_t)blocks);
-    }
-    dl_tensor_types_finish(&types);
-    return err;
-}
-
-/* All but the weights: those come with the loading. */
-static int make_buffers(dl_engine *e, struct eng_node *n)
-{
-    const struct dl_plan *p = &n->mp->plan;
-    n->bufs = dl_calloc(p->n_bufs, sizeof(dl_buf *));
-    n->progs = dl_calloc(p->n_steps, sizeof(dl_prog *));
-    n->xfers = dl_calloc(p->n_steps, sizeof *n->xfers);
-    if (!n->bufs || !n->progs || !n->xfers)
-        return DL_ENOMEM;
-    uint32_t words = (uint32_t)(dl_batch_bytes(&e->shape) / sizeof(uint32_t));
-    struct dl_buf_desc batch = {"batch", DL_BUF_INPUT, DL_F32, 1, words, (uint64_t)words * sizeof(uint32_t)};
-    int err = dl_buf_create(n->dev, &batch, &n->batch);
-    for (uint32_t i = 0; !err && i < p->n_bufs; i++)
-        if (p->bufs[i].use != DL_BUF_WEIGHT)
-            err = dl_buf_create(n->dev, &p->bufs[i], &n->bufs[i]);
-    return err;
-}
-
-static int make_programs(struct eng_node *n)
-{
-    const struct dl_plan *p = &n->mp->plan;
-    int err = DL_OK;
-    for (uint32_t i = 0; !err && i < p->n_steps; i++)
-        if (p->steps[i].kind == DL_STEP_RUN)
-            err = dl_prog_create(n->dev, p->ops + p->steps[i].first_op, p->steps[i].n_ops, n->bufs, p->n_bufs,
-                                 &n->progs[i]);
+    uint32_t sessions = o->max_sessions ? o->max_sessions : 1;
+    e->ctx = pick_ctx(e, o, sessions);
+    uint64_t cols = dl_div_up(e->ctx, DL_KV_BLOCK), blocks = cols * sessions;
+    if (e->ctx > DL_MAX_SEQ || blocks > UINT32_MAX / DL_KV_BLOCK / e->h->n_kv_heads)
+        return dl_fail(DL_ELIMIT, "context: %u positions for %u sessions are too many", e->ctx, sessions);
+    e->shape = (struct dl_batch_shape){.max_tokens = o->max_batch ? o->max_batch : DEFAULT_BATCH,
+                                       .max_out = o->max_out ? o->max_out : DEFAULT_OUT,
+                                       .max_tables = sessions,
+                                       .table_cols = (uint32_t)cols};
+    e->plan_opts = (struct dl_plan_opts){.kv_blocks = (uint32_t)blocks, .kv_type = o->kv_type, .wire = o->wire};
+    if (e->cluster)
+        err = suit_messages(e);
+    e->shape.max_out = DL_MIN(e->shape.max_out, e->shape.max_tokens);
+    e->plan_opts.max_tokens = e->shape.max_tokens;
+    e->plan_opts.max_out = e->shape.max_out;
+    for (uint32_t d = 0; !err && d < e->n_nodes; d++)
+        err =
+            dl_plan_build(e->h, &e->types, e->slices, e->first_slice + d, e->n_slices, &e->plan_opts, &e->nodes[d].mp);
+    if (!err)
+        err = eng_kv_init(&e->kv, (uint32_t)blocks);
+    if (!err)
+        err = eng_batch_buffers(e);
     return err;
 }
 
 static int make_transports(dl_engine *e)
 {
-    if (e->n_nodes == 1)
+    if (e->n_nodes == 1) /* alone, or with the transport that the caller gave */
         return DL_OK;
     dl_transport **t = dl_calloc(e->n_nodes, sizeof(dl_transport *));
     int err = t ? dl_loopback_open((int)e->n_nodes, NULL, t) : DL_ENOMEM;
@@ -153,13 +145,10 @@ static int make_transports(dl_engine *e)
 static void sum_sizes(dl_engine *e)
 {
     for (uint32_t d = 0; d < e->n_nodes; d++) {
-        const struct dl_plan *p = &e->nodes[d].mp->plan;
-        for (uint32_t i = 0; i < p->n_bufs; i++) {
-            if (p->bufs[i].use == DL_BUF_KV)
-                e->info.kv_bytes += p->bufs[i].bytes;
-            else if (p->bufs[i].use != DL_BUF_WEIGHT)
-                e->info.act_bytes += p->bufs[i].bytes;
-        }
+        uint64_t kv, act, weights;
+        (void)eng_node_sizes(&e->nodes[d], &kv, &act, &weights); /* of a file that is there: they can be counted */
+        e->info.kv_bytes += kv;
+        e->info.act_bytes += act;
     }
     e->info.ctx = e->ctx;
     e->info.max_batch = e->shape.max_tokens;
@@ -167,6 +156,7 @@ static void sum_sizes(dl_engine *e)
     e->info.vocab = e->h->vocab;
 }
 
+/* The workers begin to look for their weights while the root loads its own. */
 static int load(dl_engine *e)
 {
     uint64_t total = 0, copied = 0, done = 0;
@@ -180,14 +170,20 @@ static int load(dl_engine *e)
     e->info.weight_bytes = total;
     if (!err)
         err = check_memory(e, copied);
+    if (!err && e->cluster)
+        err = eng_cluster_plan(e->cluster);
+    if (!err && e->cluster)
+        err = eng_cluster_offer(e->cluster);
     for (uint32_t d = 0; !err && d < e->n_nodes; d++)
-        err = make_buffers(e, &e->nodes[d]);
+        err = eng_node_buffers(e, &e->nodes[d]);
     for (uint32_t d = 0; !err && d < e->n_nodes; d++)
         err = eng_weights_load(e, &e->nodes[d], &done, total);
     for (uint32_t d = 0; !err && d < e->n_nodes; d++)
-        err = make_programs(&e->nodes[d]);
+        err = eng_node_programs(&e->nodes[d], NULL, NULL);
     if (!err && e->progress)
         e->progress(e->progress_ud, "loading weights", total, total);
+    if (!err && e->cluster)
+        err = eng_cluster_serve(e->cluster);
     return err;
 }
 
@@ -208,31 +204,61 @@ static int find_host_tensors(dl_engine *e)
     return DL_OK;
 }
 
-int dl_engine_create(const struct dl_engine_opts *o, dl_engine **out)
+static int check_opts(const struct dl_engine_opts *o)
 {
-    *out = NULL;
     if (!o->model || !o->n_devices || (o->kv_type != DL_F16 && o->kv_type != DL_F32 && o->kv_type != DL_Q80) ||
         (o->wire != DL_F16 && o->wire != DL_F32 && o->wire != DL_Q80))
         return dl_fail(DL_EINVAL, "engine: needs a model, devices, and f16, f32 or q80 for the KV cache and the wire");
-    dl_engine *e = dl_calloc(1, sizeof *e);
-    if (!e)
+    if (!o->transport)
+        return DL_OK;
+    if (o->n_devices != 1)
+        return dl_fail(DL_EUNSUP,
+                       "engine: in a cluster a node computes with one device: start a worker for each other");
+    if (dl_transport_node(o->transport) != 0 || dl_transport_n_nodes(o->transport) > (int)ENG_MOST_NODES)
+        return dl_fail(DL_EINVAL, "engine: the root is node 0 of at most %u", ENG_MOST_NODES);
+    return DL_OK;
+}
+
+/* Devices and nodes: what there is before anything is known of the model. Takes over the transport. */
+static int make_nodes(dl_engine *e, const struct dl_engine_opts *o)
+{
+    dl_transport *t = o->transport;
+    e->n_slices = t ? (uint32_t)dl_transport_n_nodes(t) : o->n_devices;
+    e->nodes = dl_calloc(o->n_devices, sizeof *e->nodes);
+    e->slices = dl_calloc(e->n_slices, sizeof *e->slices);
+    if (!e->nodes || !e->slices) {
+        dl_transport_close(&t);
         return DL_ENOMEM;
+    }
+    e->n_nodes = o->n_devices;
+    e->nodes[0].transport = t;
+    for (uint32_t d = 0; d < e->n_nodes; d++) {
+        e->nodes[d].dev = o->devices[d];
+        e->nodes[d].device_base = o->devices[d]->device_at;
+        e->nodes[d].host_base = o->devices[d]->host_at;
+    }
+    e->embed_type = e->n_slices > 1 && t && o->wire != DL_F32 ? DL_F16 : DL_F32;
+    e->wait_ns = t ? (uint64_t)(o->wait_ms ? o->wait_ms : DEFAULT_WAIT_MS) * 1000000u : UINT64_MAX;
+    return t && e->n_slices > 1 ? eng_cluster_join(e, t) : DL_OK;
+}
+
+int dl_engine_create(const struct dl_engine_opts *o, dl_engine **out)
+{
+    *out = NULL;
+    dl_transport *t = o->transport;
+    int err = check_opts(o);
+    dl_engine *e = err ? NULL : dl_calloc(1, sizeof *e);
+    if (!e) {
+        dl_transport_close(&t);
+        return err ? err : DL_ENOMEM;
+    }
     e->model = o->model;
     e->h = dl_model_header(o->model);
     e->progress = o->progress;
     e->progress_ud = o->progress_ud;
-    e->nodes = dl_calloc(o->n_devices, sizeof *e->nodes);
-    e->slices = dl_calloc(o->n_devices, sizeof *e->slices);
-    int err = e->nodes && e->slices ? DL_OK : DL_ENOMEM;
-    if (!err) {
-        e->n_nodes = o->n_devices;
-        for (uint32_t d = 0; d < e->n_nodes; d++) {
-            e->nodes[d].dev = o->devices[d];
-            e->nodes[d].device_base = o->devices[d]->device_at;
-            e->nodes[d].host_base = o->devices[d]->host_at;
-        }
+    err = make_nodes(e, o);
+    if (!err)
         err = find_host_tensors(e);
-    }
     if (!err)
         err = make_plans(e, o);
     if (!err)
@@ -241,30 +267,17 @@ int dl_engine_create(const struct dl_engine_opts *o, dl_engine **out)
         sum_sizes(e);
         err = load(e);
     }
-    if (!err && e->n_nodes > 1) {
+    if (!err && e->n_slices > 1) {
         e->logits = dl_calloc((size_t)e->shape.max_out * e->h->vocab, sizeof *e->logits);
         err = e->logits ? DL_OK : DL_ENOMEM;
     }
-    if (err)
+    if (err) {
+        if (e->cluster)
+            eng_cluster_leave(e->cluster, err, "the root could not load its part of the model");
         dl_engine_destroy(&e);
+    }
     *out = e;
     return err;
-}
-
-static void node_finish(struct eng_node *n)
-{
-    dl_transport_close(&n->transport);
-    if (n->mp) {
-        for (uint32_t i = 0; n->progs && i < n->mp->plan.n_steps; i++)
-            dl_prog_destroy(n->dev, &n->progs[i]);
-        for (uint32_t i = 0; n->bufs && i < n->mp->plan.n_bufs; i++)
-            dl_buf_destroy(n->dev, &n->bufs[i]);
-    }
-    dl_buf_destroy(n->dev, &n->batch);
-    free(n->progs);
-    free(n->xfers);
-    free((void *)n->bufs);
-    dl_plan_destroy(&n->mp);
 }
 
 void dl_engine_destroy(dl_engine **engine)
@@ -272,13 +285,20 @@ void dl_engine_destroy(dl_engine **engine)
     dl_engine *e = *engine;
     if (!e)
         return;
+    if (e->cluster)
+        eng_cluster_leave(e->cluster, e->failed, "the root has given up");
     for (uint32_t d = 0; d < e->n_nodes; d++)
-        node_finish(&e->nodes[d]);
+        eng_node_finish(&e->nodes[d]);
+    eng_cluster_destroy(&e->cluster);
     eng_kv_finish(&e->kv);
+    eng_batch_finish(&e->batch);
+    dl_tensor_types_finish(&e->types);
     free(e->nodes);
     free(e->slices);
     free(e->rope_factors);
     free(e->logits);
+    free(e->rows);
+    free(e->tops);
     free(e);
     *engine = NULL;
 }
@@ -288,24 +308,27 @@ void dl_engine_info(const dl_engine *e, struct dl_engine_info *out)
     *out = e->info;
 }
 
+static void link_stats(const dl_engine *e, struct dl_transport_stats *out)
+{
+    *out = (struct dl_transport_stats){e->stats.sent_bytes, e->stats.received_bytes};
+    if (e->nodes[0].transport)
+        dl_transport_stats(e->nodes[0].transport, out);
+}
+
 void dl_engine_stats(const dl_engine *e, struct dl_engine_stats *out)
 {
+    struct dl_transport_stats t;
+    link_stats(e, &t);
     *out = e->stats;
-    if (e->nodes[0].transport) {
-        struct dl_transport_stats t;
-        dl_transport_stats(e->nodes[0].transport, &t);
-        out->sent_bytes = t.sent_bytes - e->stats.sent_bytes;
-        out->received_bytes = t.received_bytes - e->stats.received_bytes;
-    }
+    out->sent_bytes = t.sent_bytes - e->stats.sent_bytes;
+    out->received_bytes = t.received_bytes - e->stats.received_bytes;
 }
 
 void dl_engine_stats_reset(dl_engine *e)
 {
+    struct dl_transport_stats t;
+    link_stats(e, &t);
     e->stats = (struct dl_engine_stats){0};
-    if (e->nodes[0].transport) { /* what the link has carried so far is not counted again */
-        struct dl_transport_stats t;
-        dl_transport_stats(e->nodes[0].transport, &t);
-        e->stats.sent_bytes = t.sent_bytes;
-        e->stats.received_bytes = t.received_bytes;
-    }
+    e->stats.sent_bytes = t.sent_bytes; /* what the link has carried so far is not counted again */
+    e->stats.received_bytes = t.received_bytes;
 }

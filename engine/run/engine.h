@@ -6,50 +6,70 @@
 #ifndef ENG_ENGINE_H
 #define ENG_ENGINE_H
 
+#include <stdatomic.h>
+
+#include "batch.h"
 #include "dl/session.h"
 #include "dl/transport.h"
 #include "kv.h"
+#include "source.h"
 
 struct eng_node;
+struct eng_cluster;
 
-/* One exchange in flight. Written by the transport's thread before it raises the host counter, read by the engine thread
- * after the device counter has passed a RUN that waits for it: the two counters order the accesses. */
+/* One exchange in flight. Written by the transport's thread before it sets `done` and then raises the host counter; read by the
+ * engine thread once it has seen `done` (acquire), or after the device counter has passed a RUN that waits for the exchange. */
 struct eng_xfer {
     struct eng_node *node;
     uint64_t host_value, started_ns, finished_ns;
     int status;
+    atomic_bool done;
 };
 
 /* One device with its slice of the model. */
 struct eng_node {
     dl_device *dev;
-    dl_transport *transport; /* NULL when alone */
+    dl_transport *transport; /* NULL when alone, and after it was given up */
     struct dl_model_plan *mp;
     dl_buf **bufs; /* one per plan buffer */
     dl_buf *batch;
     dl_prog **progs;                 /* one per step, NULL for exchanges */
     struct eng_xfer *xfers;          /* one per step */
+    struct eng_xfer *last_xfer;      /* the latest that was started in this batch */
     uint64_t device_base, host_base; /* counters before the next batch */
     uint32_t next_submit;            /* first step not yet submitted in this batch */
 };
 
+/* The devices of this process. In a cluster that is one: the root's (slice 0) or a worker's; a worker has no model and no sessions,
+ * its header comes over the wire. */
 struct dl_engine {
     const dl_model *model;
     const struct dl_model_header *h;
-    struct eng_node *nodes;
-    struct dl_slice *slices;
-    uint32_t n_nodes;
+    struct dl_tensor_types types;
+    struct dl_plan_opts plan_opts;
+    struct eng_node *nodes; /* (n_nodes): device d has slice first_slice + d */
+    uint32_t n_nodes, first_slice;
+    struct dl_slice *slices; /* (n_slices): of all devices, of all nodes */
+    uint32_t n_slices;
+    struct eng_cluster *cluster; /* the root's; else NULL */
+    uint64_t wait_ns;            /* an exchange that takes this long has failed; UINT64_MAX: none ever does */
+    enum dl_type embed_type;     /* DL_F16 where embedding rows travel, so that all nodes begin with the same */
     struct dl_batch_shape shape;
     uint32_t ctx;
     struct eng_kv kv;
     struct dl_tensor embed;
     float *rope_factors; /* NULL where the model has none */
-    float *logits;       /* (max_out, vocab), where several devices hold parts of a row */
+    struct eng_batch batch;
+    float *logits;             /* (max_out, vocab), where several devices hold parts of a row */
+    struct eng_row *rows;      /* (max_out) */
+    struct dl_candidate *tops; /* (max_out, DL_TOP_MOST), what rows[].top points to */
     struct dl_engine_info info;
     struct dl_engine_stats stats;
     uint64_t step_id;
     uint32_t n_sessions;
-    int failed; /* sticky: a device or an exchange broke */
+    int failed;            /* sticky: a device or an exchange broke */
+    uint32_t bad_exchange; /* of the last batch, from 1: the one that failed; 0: something else did, or nothing */
+    bool bad_silence;      /* it took longer than wait_ns */
     dl_progress_fn *progress;
     void *progress_ud;
 };
@@ -62,12 +82,31 @@ struct dl_session {
     uint64_t step_id; /* of the last batch it was part of */
 };
 
+/* node.c. The plan is there; `alive` is called between steps that may take long, and may be NULL. */
+int eng_node_buffers(const dl_engine *e, struct eng_node *n); /* all but the weights */
+int eng_node_programs(struct eng_node *n, void (*alive)(void *ud), void *ud);
+void eng_node_finish(struct eng_node *n);
+/* Bytes of the plan's buffers by use; false when they cannot be counted. */
+bool eng_node_sizes(const struct eng_node *n, uint64_t *kv, uint64_t *act, uint64_t *weights);
+/* Memory for the batch and the rows that come of it; e->shape is set. */
+int eng_batch_buffers(dl_engine *e);
+/* e->batch into a node's INPUT buffers, all but the embedding rows. */
+void eng_batch_fill(const dl_engine *e, struct eng_node *n);
+
 /* weights.c: gives a node's device the weights of its plan; *done counts bytes for the progress bar. */
 int eng_weights_load(dl_engine *e, struct eng_node *n, uint64_t *done, uint64_t total);
 /* Bytes of the node's weights, and of those that have to be copied on a CPU device instead of being used in the mapping. */
 int eng_weights_size(const dl_engine *e, const struct eng_node *n, uint64_t *bytes, uint64_t *copied);
+/* Fills a weight buffer with a slice, in pieces of about a MiB. */
+int eng_weights_write(dl_device *dev, dl_buf *buf, const struct eng_source *s, eng_source_tick *tick, void *ud);
 
-/* exec.c: runs the plan on all nodes for the batch that their INPUT buffers hold. */
+/* exec.c: runs the plan on all nodes for the batch that their INPUT buffers hold. After a failure something may still be in flight:
+ * who can end that (by closing the transport) does so, then everyone calls eng_exec_abort, which waits for the devices. A
+ * failed exchange is not logged: see bad_exchange. */
 int eng_exec(dl_engine *e, uint32_t n_tokens, uint32_t n_out);
+void eng_exec_abort(dl_engine *e);
+
+/* logits.c: what the finished batch gives, into e->rows. The rows of this process's devices, and those of the workers. */
+int eng_logits_collect(dl_engine *e);
 
 #endif

@@ -11,8 +11,11 @@ static void exchanged(void *ud, int status)
     struct eng_xfer *x = ud;
     x->status = status;
     x->finished_ns = dl_now_ns();
+    dl_device *dev = x->node->dev;
+    uint64_t host_value = x->host_value;
+    atomic_store_explicit(&x->done, true, memory_order_release);
     /* Also after a failure: what was submitted must run out before the engine can report it. */
-    (void)dl_device_host_signal(x->node->dev, x->host_value);
+    (void)dl_device_host_signal(dev, host_value);
 }
 
 static int start(struct eng_node *n, uint32_t at, uint32_t n_tokens, uint32_t n_out)
@@ -26,7 +29,12 @@ static int start(struct eng_node *n, uint32_t at, uint32_t n_tokens, uint32_t n_
     uint64_t rows = s->count == DL_COUNT_OUT ? n_out : n_tokens;
     struct dl_xfer xfer = {kinds[s->coll], base + s->view.offset, (size_t)(rows * s->view.row_bytes),
                            (size_t)s->slice_bytes};
-    *x = (struct eng_xfer){.node = n, .host_value = n->host_base + s->signal, .started_ns = dl_now_ns()};
+    x->node = n;
+    x->host_value = n->host_base + s->signal;
+    x->started_ns = dl_now_ns();
+    x->status = DL_OK;
+    atomic_store_explicit(&x->done, false, memory_order_relaxed);
+    n->last_xfer = x;
     int err = dl_transport_start(n->transport, &xfer, exchanged, x);
     if (err)
         exchanged(x, err);
@@ -57,10 +65,42 @@ static uint64_t last_signal(const struct dl_plan *p, enum dl_step_kind kind, uin
     return v;
 }
 
+#define LOOK_NS UINT64_C(100000000) /* how often a wait looks at the exchange it depends on */
+
+/* Which exchange of the plan, from 1. */
+static uint32_t number_of(const struct eng_node *n, const struct eng_xfer *x)
+{
+    uint32_t number = 0;
+    for (uint32_t i = 0; i <= (uint32_t)(x - n->xfers); i++)
+        number += n->mp->plan.steps[i].kind == DL_STEP_EXCHANGE;
+    return number;
+}
+
+/* Did the exchange that came last before this moment work? One that is still under way has not failed yet. */
+static int check_last(dl_engine *e, const struct eng_node *n, bool waited)
+{
+    const struct eng_xfer *x = n->last_xfer;
+    if (!x)
+        return DL_OK;
+    bool done = atomic_load_explicit(&x->done, memory_order_acquire);
+    bool silent = !done && waited && dl_now_ns() - x->started_ns > e->wait_ns;
+    if (silent || (done && x->status)) {
+        e->bad_exchange = number_of(n, x);
+        e->bad_silence = silent;
+        return silent ? DL_EPEER : x->status;
+    }
+    return DL_OK;
+}
+
 static int wait_for(dl_engine *e, struct eng_node *n, uint64_t value)
 {
-    uint64_t t0 = dl_now_ns();
-    int err = dl_device_wait(n->dev, n->device_base + value, UINT64_MAX);
+    uint64_t t0 = dl_now_ns(), slice = e->wait_ns == UINT64_MAX ? UINT64_MAX : LOOK_NS;
+    int err;
+    while ((err = dl_device_wait(n->dev, n->device_base + value, slice)) == DL_ETIMEDOUT && slice != UINT64_MAX)
+        if ((err = check_last(e, n, true)))
+            break;
+    if (!err)
+        err = check_last(e, n, false);
     if (n == e->nodes)
         e->stats.compute_ns += dl_now_ns() - t0;
     return err;
@@ -105,13 +145,15 @@ static int settle(dl_engine *e)
 {
     int err = DL_OK;
     for (uint32_t d = 0; d < e->n_nodes; d++) {
-        struct eng_node *n = &e->nodes[d];
+        const struct eng_node *n = &e->nodes[d];
         for (uint32_t i = 0; i < n->mp->plan.n_steps; i++) {
             const struct eng_xfer *x = &n->xfers[i];
             if (n->mp->plan.steps[i].kind != DL_STEP_EXCHANGE)
                 continue;
-            if (x->status && !err)
-                err = dl_fail(x->status, "node %u: exchange %u: %s", d, i, dl_err_text(x->status));
+            if (x->status && !err) {
+                err = x->status;
+                e->bad_exchange = number_of(n, x);
+            }
             if (d == 0)
                 e->stats.exchange_ns += x->finished_ns - x->started_ns;
         }
@@ -119,22 +161,29 @@ static int settle(dl_engine *e)
     return err;
 }
 
-int eng_exec(dl_engine *e, uint32_t n_tokens, uint32_t n_out)
+static void next_bases(dl_engine *e)
 {
-    uint64_t t0 = dl_now_ns(), busy0 = e->stats.compute_ns + e->stats.exchange_ns;
-    for (uint32_t d = 0; d < e->n_nodes; d++)
-        e->nodes[d].next_submit = 0;
-    int err = run_steps(e, n_tokens, n_out);
-    if (err)
-        for (uint32_t d = 0; d < e->n_nodes; d++)
-            drain(&e->nodes[d]);
-    else
-        err = settle(e);
     for (uint32_t d = 0; d < e->n_nodes; d++) {
         const struct dl_plan *p = &e->nodes[d].mp->plan;
         e->nodes[d].device_base += last_signal(p, DL_STEP_RUN, p->n_steps);
         e->nodes[d].host_base += last_signal(p, DL_STEP_EXCHANGE, p->n_steps);
     }
+}
+
+int eng_exec(dl_engine *e, uint32_t n_tokens, uint32_t n_out)
+{
+    uint64_t t0 = dl_now_ns(), busy0 = e->stats.compute_ns + e->stats.exchange_ns;
+    e->bad_exchange = 0;
+    e->bad_silence = false;
+    for (uint32_t d = 0; d < e->n_nodes; d++) {
+        e->nodes[d].next_submit = 0;
+        e->nodes[d].last_xfer = NULL;
+    }
+    int err = run_steps(e, n_tokens, n_out);
+    if (!err)
+        err = settle(e);
+    if (!err)
+        next_bases(e);
     uint64_t wall = dl_now_ns() - t0, busy = e->stats.compute_ns + e->stats.exchange_ns - busy0;
     e->stats.idle_ns += wall > busy ? wall - busy : 0;
     e->stats.steps++;
@@ -142,4 +191,11 @@ int eng_exec(dl_engine *e, uint32_t n_tokens, uint32_t n_out)
     if (err)
         e->failed = err;
     return err;
+}
+
+void eng_exec_abort(dl_engine *e)
+{
+    for (uint32_t d = 0; d < e->n_nodes; d++)
+        drain(&e->nodes[d]);
+    next_bases(e);
 }

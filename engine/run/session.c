@@ -3,7 +3,7 @@
  * engine/run/session.c: sequences and the batches made of them. A batch is the host-written INPUT buffers: embedding rows, rope angles,
  * positions, block tables; everything else is in the plan.
  */
-#include "engine.h"
+#include "cluster.h"
 
 #include <stdlib.h>
 #include <string.h>
@@ -76,13 +76,7 @@ static int need_blocks(dl_session *s, uint32_t n)
     return DL_OK;
 }
 
-static uint32_t wanted(const struct dl_step_item *it)
-{
-    return it->want == DL_WANT_ALL ? it->n : it->want == DL_WANT_LAST ? 1 : 0;
-}
-
-static int check_items(dl_engine *e, const struct dl_step_item *items, uint32_t n_items, uint32_t *n_tokens,
-                       uint32_t *n_out)
+static int check_items(dl_engine *e, const struct dl_step_item *items, uint32_t n_items)
 {
     uint64_t tokens = 0, out = 0;
     if (e->failed)
@@ -104,100 +98,115 @@ static int check_items(dl_engine *e, const struct dl_step_item *items, uint32_t 
             if (it->tokens[j] < 0 || (uint32_t)it->tokens[j] >= e->h->vocab)
                 return dl_fail(DL_EINVAL, "batch: token id %d is outside the vocabulary of %u", it->tokens[j],
                                e->h->vocab);
+        if (it->want > DL_WANT_TOP || (it->want == DL_WANT_TOP && (!it->k || it->k > DL_TOP_MOST)))
+            return dl_fail(DL_EINVAL, "batch: item %u wants %u candidates, 1 to %u can be had", i, it->k, DL_TOP_MOST);
         tokens += it->n;
-        out += wanted(it);
+        out += eng_wanted(it->want, it->n);
     }
     if (tokens > e->shape.max_tokens || out > e->shape.max_out)
         return dl_fail(DL_EINVAL, "batch: %llu tokens with %llu logits rows, this engine takes %u and %u",
                        (unsigned long long)tokens, (unsigned long long)out, e->shape.max_tokens, e->shape.max_out);
-    *n_tokens = (uint32_t)tokens;
-    *n_out = (uint32_t)out;
     return DL_OK;
 }
 
-/* Writes the batch into one node's INPUT buffers. */
-static void fill(const dl_engine *e, struct eng_node *n, const struct dl_step_item *items, uint32_t n_items,
-                 uint32_t n_tokens, uint32_t n_out)
+/* The embedding rows of the batch, for the first device; rounded to what the others get, so that all nodes begin alike. */
+static void embed(const dl_engine *e, const struct dl_step_item *items, uint32_t n_items, float *to)
 {
-    uint8_t *batch = dl_buf_map(n->dev, n->batch);
-    float *embed = dl_buf_map(n->dev, n->bufs[n->mp->embed_buf]);
-    float *angles = dl_buf_map(n->dev, n->bufs[n->mp->rope_buf]);
-    struct dl_batch_head *head = (void *)batch;
-    struct dl_batch_row *rows = (void *)(batch + dl_batch_rows_at());
-    uint32_t *out_rows = (void *)(batch + dl_batch_out_at(&e->shape));
-    uint32_t *tables = (void *)(batch + dl_batch_tables_at(&e->shape));
-    *head = (struct dl_batch_head){.n_tokens = n_tokens,
-                                   .n_out = n_out,
-                                   .max_tokens = e->shape.max_tokens,
-                                   .max_out = e->shape.max_out,
-                                   .max_tables = e->shape.max_tables,
-                                   .table_cols = e->shape.table_cols};
-    uint32_t t = 0, o = 0;
-    for (uint32_t i = 0; i < n_items; i++) {
-        const struct dl_step_item *it = &items[i];
-        memcpy(tables + (size_t)i * e->shape.table_cols, it->session->blocks, it->session->n_blocks * sizeof *tables);
-        for (uint32_t j = 0; j < it->n; j++, t++) {
-            rows[t] = (struct dl_batch_row){.pos = it->session->len + j, .table = i};
-            dl_row_to_f32(e->embed.type, e->embed.data + (uint64_t)it->tokens[j] * e->embed.row_bytes,
-                          embed + (size_t)t * e->h->dim, e->h->dim);
-            dl_rope_angles(e->h, e->rope_factors, rows[t].pos, angles + (size_t)t * e->h->n_rot);
-            if (it->want == DL_WANT_ALL || (it->want == DL_WANT_LAST && j == it->n - 1))
-                out_rows[o++] = t;
+    for (uint32_t i = 0; i < n_items; i++)
+        for (uint32_t j = 0; j < items[i].n; j++, to += e->h->dim) {
+            dl_row_to_f32(e->embed.type, e->embed.data + (uint64_t)items[i].tokens[j] * e->embed.row_bytes, to,
+                          e->h->dim);
+            for (uint32_t c = 0; e->embed_type == DL_F16 && c < e->h->dim; c++)
+                to[c] = dl_f16_to_f32(dl_f32_to_f16(to[c]));
         }
-    }
 }
 
-/* (n_out, vocab) logits: one device's own buffer, or put together from every device's rows. */
-static float *collect(dl_engine *e, uint32_t n_out)
+/* Workers hear of the batch as early as can be; the rest is done while the message travels. */
+static int give_batch(dl_engine *e, const struct dl_step_item *items, uint32_t n_items)
 {
-    if (e->n_nodes == 1)
-        return dl_buf_map(e->nodes[0].dev, e->nodes[0].bufs[e->nodes[0].mp->logits_buf]);
-    for (uint32_t d = 0; d < e->n_nodes; d++) {
-        const struct eng_node *n = &e->nodes[d];
-        const struct dl_slice *s = &e->slices[d];
-        if (!s->n_vocab)
-            continue;
-        const float *part = dl_buf_map(n->dev, n->bufs[n->mp->logits_buf]);
-        for (uint32_t r = 0; r < n_out; r++)
-            memcpy(e->logits + (size_t)r * e->h->vocab + s->vocab0, part + (size_t)r * s->n_vocab,
-                   s->n_vocab * sizeof *part);
+    struct eng_batch *b = &e->batch;
+    b->n_seqs = n_items;
+    for (uint32_t i = 0; i < n_items; i++) {
+        const struct dl_session *s = items[i].session;
+        b->seqs[i] = (struct eng_seq){s->len, items[i].n, items[i].want, items[i].k, s->blocks, s->n_blocks};
     }
-    return e->logits;
+    (void)eng_batch_count(b, &e->shape); /* the items are checked */
+    float *first = dl_buf_map(e->nodes[0].dev, e->nodes[0].bufs[e->nodes[0].mp->embed_buf]);
+    embed(e, items, n_items, first);
+    int err = e->cluster ? eng_cluster_step(e->cluster, first) : DL_OK;
+    for (uint32_t d = 0; !err && d < e->n_nodes; d++) {
+        struct eng_node *n = &e->nodes[d];
+        if (d)
+            memcpy(dl_buf_map(n->dev, n->bufs[n->mp->embed_buf]), first,
+                   (size_t)b->n_tokens * e->h->dim * sizeof *first);
+        eng_batch_fill(e, n);
+    }
+    return err;
+}
+
+/* A batch that was begun has failed: nothing of the engine is of use any more. Who failed, and the log, first. */
+static int give_up(dl_engine *e, int err, bool running)
+{
+    bool exchange = e->bad_exchange;
+    if (e->cluster && exchange)
+        err = eng_cluster_lost(e->cluster, err);
+    else if (e->cluster)
+        eng_cluster_leave(e->cluster, err, "the root has failed");
+    else if (exchange)
+        err = dl_fail(err, "engine: exchange %u between the devices: %s", e->bad_exchange, dl_err_text(err));
+    if (running)
+        eng_exec_abort(e);
+    e->failed = err;
+    return err;
+}
+
+static int run_batch(dl_engine *e, const struct dl_step_item *items, uint32_t n_items)
+{
+    e->bad_exchange = 0;
+    e->bad_silence = false;
+    int err = give_batch(e, items, n_items);
+    if (err)
+        return give_up(e, err, false);
+    err = eng_exec(e, e->batch.n_tokens, e->batch.n_out);
+    if (err)
+        return give_up(e, err, true);
+    err = eng_logits_collect(e);
+    return err ? give_up(e, err, false) : DL_OK;
 }
 
 int dl_engine_step(dl_engine *e, struct dl_step_item *items, uint32_t n_items)
 {
-    uint32_t n_tokens = 0, n_out = 0;
-    int err = check_items(e, items, n_items, &n_tokens, &n_out);
+    int err = check_items(e, items, n_items);
     if (err)
         return err;
     for (uint32_t i = 0; !err && i < n_items; i++)
         err = need_blocks(items[i].session, items[i].session->len + items[i].n);
-    if (!err) {
-        for (uint32_t d = 0; d < e->n_nodes; d++)
-            fill(e, &e->nodes[d], items, n_items, n_tokens, n_out);
-        err = eng_exec(e, n_tokens, n_out);
-    }
+    if (!err)
+        err = run_batch(e, items, n_items);
     if (err) {
         for (uint32_t i = 0; i < n_items; i++)
             keep_blocks(items[i].session, items[i].session->len);
         return err;
     }
-    float *logits = collect(e, n_out);
+    const struct eng_row *row = e->rows;
     for (uint32_t i = 0; i < n_items; i++) {
         struct dl_step_item *it = &items[i];
         memcpy(it->session->tokens + it->session->len, it->tokens, it->n * sizeof *it->tokens);
         it->session->len += it->n;
-        it->logits = it->want == DL_WANT_NONE ? NULL : logits;
-        logits += (size_t)wanted(it) * e->h->vocab;
+        bool some = it->want == DL_WANT_BEST || it->want == DL_WANT_TOP;
+        it->logits = it->want == DL_WANT_NONE || some ? NULL : row->full;
+        it->top = some ? row->top : NULL;
+        it->n_top = some ? row->n_top : 0;
+        it->log_sum = it->want == DL_WANT_TOP ? row->log_sum : 0;
+        row += eng_wanted(it->want, it->n);
     }
     return DL_OK;
 }
 
-int dl_session_sync(dl_session *s, const int32_t *tokens, size_t n, dl_stop_fn *stop, void *ud, float **logits)
+int dl_session_feed(dl_session *s, const int32_t *tokens, size_t n, dl_stop_fn *stop, void *ud,
+                    struct dl_step_item *last)
 {
     dl_engine *e = s->engine;
-    *logits = NULL;
     if (!n)
         return dl_fail(DL_EINVAL, "prompt: it is empty; a model needs at least one token");
     if (n > e->ctx)
@@ -211,21 +220,32 @@ int dl_session_sync(dl_session *s, const int32_t *tokens, size_t n, dl_stop_fn *
         if (stop && stop(ud))
             return DL_ECANCELED;
         uint32_t left = (uint32_t)n - s->len, chunk = DL_MIN(left, e->shape.max_tokens);
-        struct dl_step_item item = {s, tokens + s->len, chunk, chunk == left ? DL_WANT_LAST : DL_WANT_NONE, NULL};
+        struct dl_step_item item = {.session = s, .tokens = tokens + s->len, .n = chunk};
+        if (chunk == left) {
+            item.want = last->want;
+            item.k = last->k;
+        }
         int err = dl_engine_step(e, &item, 1);
         if (err)
             return err;
-        *logits = item.logits;
+        if (chunk == left)
+            *last = item;
     }
     return DL_OK;
 }
 
+int dl_session_sync(dl_session *s, const int32_t *tokens, size_t n, dl_stop_fn *stop, void *ud, float **logits)
+{
+    struct dl_step_item last = {.want = DL_WANT_LAST};
+    int err = dl_session_feed(s, tokens, n, stop, ud, &last);
+    *logits = err ? NULL : last.logits;
+    return err;
+}
+
 int dl_session_eval(dl_session *s, int32_t token, float **logits)
 {
-    struct dl_step_item item = {s, &token, 1, DL_WANT_LAST, NULL};
-    *logits = NULL;
+    struct dl_step_item item = {.session = s, .tokens = &token, .n = 1, .want = DL_WANT_LAST};
     int err = dl_engine_step(s->engine, &item, 1);
-    if (!err)
-        *logits = item.logits;
+    *logits = err ? NULL : item.logits;
     return err;
 }

@@ -8,6 +8,7 @@
 
 #include "dl/device.h"
 #include "dl/model.h"
+#include "dl/transport.h"
 
 typedef struct dl_engine dl_engine;
 typedef struct dl_session dl_session;
@@ -39,7 +40,11 @@ struct dl_engine_opts {
     const dl_model *model;     /* outlives the engine */
     dl_device *const *devices; /* one or more, each gets a slice; outlive the engine */
     uint32_t n_devices;
-    const double *shares;      /* relative share per device; NULL: equal */
+    const double *shares;      /* relative share per device, in a cluster per node; NULL: equal */
+    /* NULL: this process alone. Else a cluster of which this is the root, node 0; on the others dl_worker_run runs, or is about to. The
+     * engine owns it from here on and closes it, also when creating fails. n_devices is 1. */
+    dl_transport *transport;
+    uint32_t wait_ms; /* a node that keeps the others waiting this long is given up; 0: 120000 */
     uint32_t ctx;              /* positions per session; 0: as many as the model knows, at most 8192 and what memory holds */
     uint32_t max_batch;        /* largest prefill batch; 0: 128 */
     uint32_t max_out;          /* tokens of one batch whose logits may be wanted; 0: 8 */
@@ -50,8 +55,9 @@ struct dl_engine_opts {
     void *progress_ud;
 };
 
-/* Loads: checks that it fits before touching weights, makes the plan, gives the devices their slices. DL_ELIMIT (logged
- * with the numbers and the fix) when memory does not suffice. */
+/* Loads: checks that it fits before touching weights, makes the plan, gives the devices and the workers their slices. DL_ELIMIT (logged
+ * with the numbers and the fix, naming the node) when memory does not suffice; DL_EPEER when a node is lost, DL_EUNSUP when one is of
+ * another version or plans otherwise, in a line that names the node and the phase. */
 int dl_engine_create(const struct dl_engine_opts *opts, dl_engine **out);
 void dl_engine_destroy(dl_engine **engine); /* its sessions are destroyed first; nulls, accepts &NULL */
 
@@ -89,16 +95,59 @@ int dl_session_sync(dl_session *session, const int32_t *tokens, size_t n, dl_sto
 /* Appends one token and evaluates it. */
 int dl_session_eval(dl_session *session, int32_t token, float **logits);
 
+/* The same with what is wanted of the last token (last->want, ->k) and what comes of it, as dl_engine_step fills it in. */
+struct dl_step_item;
+int dl_session_feed(dl_session *session, const int32_t *tokens, size_t n, dl_stop_fn *stop, void *ud,
+                    struct dl_step_item *last);
+
+/* What a step is to give of an item's logits: nothing, the row of its last token, a row for each of its tokens, the best candidate of
+ * its last token, or the best k of them with the log of the sum over all. In a cluster a row costs 4 bytes per id, a candidate
+ * 8 per node. */
+enum dl_want { DL_WANT_NONE, DL_WANT_LAST, DL_WANT_ALL, DL_WANT_BEST, DL_WANT_TOP };
+#define DL_TOP_MOST 256
+
+struct dl_candidate {
+    int32_t id;
+    float logit;
+};
+
 /* One batch made of many sessions' tokens: appends item i's tokens to its session. The sum of n is at most max_batch, that of
- * the wanted logits at most max_out; a session appears once. */
-enum dl_want { DL_WANT_NONE, DL_WANT_LAST, DL_WANT_ALL };
+ * the wanted rows (BEST and TOP: one each) at most max_out; a session appears once. What it gives is the engine's, and stays until
+ * its next call. DL_EPEER (logged: which node, in which phase, why) when a node is lost or keeps the others waiting: the engine
+ * is then good for nothing but to be destroyed, and its sessions still know their tokens. */
 struct dl_step_item {
     dl_session *session;
     const int32_t *tokens;
     uint32_t n;
     enum dl_want want;
-    float *logits; /* out: (wanted, vocab) */
+    float *logits; /* out, of LAST and ALL: (wanted, vocab), writable scratch; else NULL */
+    uint32_t k;    /* of TOP: 1 to DL_TOP_MOST */
+    /* Out, of BEST and TOP: (n_top) by falling logit, lower id first among equals: the first is what a greedy sampler picks. Fewer than
+     * asked for only where there are not as many numbers; else NULL. */
+    const struct dl_candidate *top;
+    uint32_t n_top;
+    double log_sum; /* out, of TOP: log of the sum of exp(logit) over the vocabulary: exp(logit - log_sum) is a probability */
 };
 int dl_engine_step(dl_engine *engine, struct dl_step_item *items, uint32_t n_items);
+
+/* A wanted row of the last step in full, for whom its candidates do not suffice. Rows count in the order of the items. As
+ * item.logits. DL_EINVAL where there is no such row. */
+int dl_engine_logits(dl_engine *engine, uint32_t row, float **logits);
+
+/* ---------------------------------------------------------------------------------------------------- worker */
+
+struct dl_worker_opts {
+    const char *cache;     /* folder in which slices are kept for the next time, made when needed; NULL: nowhere */
+    uint64_t cache_bytes;  /* of all files in it; what was not used for longest goes first */
+    const dl_model *model; /* a local copy of what the root has, used where its bytes are the same; NULL: none. Outlives the call */
+    uint64_t memory;       /* bytes that may be used; 0: what is free */
+    uint32_t wait_ms;      /* a node that keeps the others waiting this long within a step is given up; 0: 120000 */
+};
+
+/* Serves one cluster, as a node other than 0: until the root says goodbye (DL_OK), is lost, or sends what makes no sense, or
+ * something fails here: then with the error, after one line in the log (that of a lost node may have more than one). Owns the
+ * transport from here on and closes it; all memory on the device is given back. Blocks; its thread is the device's engine
+ * thread meanwhile. opts may be NULL. */
+int dl_worker_run(dl_transport *t, dl_device *dev, const struct dl_worker_opts *opts);
 
 #endif

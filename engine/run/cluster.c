@@ -1,0 +1,264 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * engine/run/cluster.c: the root's workers: joining, waiting for them, and finding out who is to blame when something fails.
+ */
+#include "cluster.h"
+
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#define POLL_NS UINT64_C(2000000)    /* on one node, while others may speak */
+#define BLAME_NS UINT64_C(300000000) /* how long after a failure a worker's own words may take to arrive */
+
+void eng_cluster_phase(struct eng_cluster *c, const char *fmt, ...)
+{
+    va_list ap;
+    va_start(ap, fmt);
+    vsnprintf(c->phase, sizeof c->phase, fmt, ap);
+    va_end(ap);
+    for (uint32_t i = 0; i < c->n_peers; i++) {
+        c->peers[i].done = false;
+        c->peers[i].silent_ns = 0;
+    }
+}
+
+/* ------------------------------------------------------------------------------------------------ who was it */
+
+/* What is known of a failure: somebody's own words, or that somebody is gone. One who says that he lost another is no cause. */
+struct blame {
+    const struct eng_peer *who;
+    struct eng_error said;
+    bool cause;
+};
+
+static void listen_to(struct eng_peer *p, uint64_t timeout_ns, struct blame *b)
+{
+    struct eng_in in;
+    int err = p->gone ? DL_ETIMEDOUT : eng_link_recv(&p->link, ENG_BULK_MOST, timeout_ns, &in);
+    if (err == DL_ETIMEDOUT || (!err && eng_in_type(&in) != ENG_MSG_ERROR))
+        return;
+    p->gone = true; /* who says ERROR closes after it */
+    struct eng_error said = {.code = DL_EPEER, .text = "it is gone"};
+    if (!err && (eng_error_read(&in, &said) || (said.code == DL_EPEER && b->who)))
+        return;
+    if (err || said.code != DL_EPEER || !b->who)
+        *b = (struct blame){.who = p, .said = said, .cause = err || said.code != DL_EPEER};
+}
+
+/* Logs it and ends the cluster. Returns what the one who failed says of it, else DL_EPEER. */
+static int accuse(struct eng_cluster *c, struct blame *b, int err)
+{
+    uint64_t end = dl_now_ns() + BLAME_NS;
+    for (bool anyone = true; anyone && !b->cause && !c->e->bad_silence && dl_now_ns() < end;) {
+        anyone = false;
+        for (uint32_t i = 0; i < c->n_peers && !b->cause; i++) {
+            listen_to(&c->peers[i], POLL_NS / c->n_peers, b);
+            anyone = anyone || !c->peers[i].gone;
+        }
+    }
+    char what[64] = "", line[2 * ENG_TEXT_MOST];
+    if (c->e->bad_exchange)
+        snprintf(what, sizeof what, ", exchange %u", c->e->bad_exchange);
+    if (b->who)
+        snprintf(line, sizeof line, "%s: %s%s: %s", b->who->link.who, c->phase, what, b->said.text);
+    else
+        snprintf(line, sizeof line, "cluster: %s%s: %s", c->phase, what,
+                 c->e->bad_silence ? "a node keeps the others waiting" : dl_err_text(err));
+    dl_log(DL_LOG_ERROR, "%s", line);
+    eng_cluster_leave(c, DL_EPEER, line);
+    return b->who ? b->said.code : DL_EPEER;
+}
+
+int eng_cluster_lost(struct eng_cluster *c, int err)
+{
+    struct blame b = {0};
+    (void)accuse(c, &b, err);
+    return DL_EPEER;
+}
+
+/* ------------------------------------------------------------------------------------------------- waiting */
+
+static int silent(struct eng_cluster *c, const struct eng_peer *p)
+{
+    char line[2 * ENG_TEXT_MOST];
+    snprintf(line, sizeof line, "%s: %s: it has not said anything for %.1f s", p->link.who, c->phase,
+             (double)p->silent_ns / 1e9);
+    dl_log(DL_LOG_ERROR, "%s", line);
+    eng_cluster_leave(c, DL_EPEER, line);
+    return DL_EPEER;
+}
+
+/* What recv on one worker gave: a message (DL_OK, *from set), nothing, or the end. */
+static int heard(struct eng_cluster *c, struct eng_peer *p, int err, const struct eng_in *in, struct eng_peer **from)
+{
+    if (err == DL_ETIMEDOUT)
+        return DL_OK;
+    struct blame b = {.who = p, .said = {.code = err, .text = "it is gone"}, .cause = true};
+    if (err == DL_EPEER)
+        p->gone = true;
+    if (err == DL_EPEER)
+        return accuse(c, &b, err);
+    if (!err && eng_in_type(in) == ENG_MSG_ERROR) {
+        p->gone = true;
+        err = eng_error_read(in, &b.said);
+        b.cause = b.said.code != DL_EPEER;
+        if (!err)
+            return accuse(c, &b, b.said.code);
+    }
+    if (err) {
+        eng_cluster_leave(c, err, "a worker sends what makes no sense to the root");
+        return err;
+    }
+    p->silent_ns = 0;
+    *from = p;
+    return DL_OK;
+}
+
+int eng_cluster_poll(struct eng_cluster *c, size_t most, uint64_t timeout_ns, struct eng_peer **from, struct eng_in *in)
+{
+    *from = NULL;
+    struct eng_peer *one = NULL;
+    uint32_t n = 0;
+    for (uint32_t i = 0; i < c->n_peers; i++) {
+        struct eng_peer *p = &c->peers[(c->turn + i) % c->n_peers];
+        if (p->done)
+            continue;
+        int err = heard(c, p, eng_link_recv(&p->link, most, 0, in), in, from);
+        if (err || *from) {
+            c->turn++;
+            return err;
+        }
+        one = p;
+        n++;
+    }
+    if (!one || !timeout_ns)
+        return DL_OK;
+    uint64_t t0 = dl_now_ns();
+    int err =
+        heard(c, one, eng_link_recv(&one->link, most, n > 1 ? DL_MIN(timeout_ns, POLL_NS) : timeout_ns, in), in, from);
+    c->turn++;
+    if (err || *from)
+        return err;
+    uint64_t waited = dl_now_ns() - t0;
+    for (uint32_t i = 0; i < c->n_peers; i++) {
+        struct eng_peer *p = &c->peers[i];
+        p->silent_ns += p->done ? 0 : waited;
+        if (p->silent_ns > c->e->wait_ns)
+            return silent(c, p);
+    }
+    return DL_OK;
+}
+
+int eng_cluster_next(struct eng_cluster *c, size_t most, struct eng_peer **from, struct eng_in *in)
+{
+    for (;;) {
+        bool anyone = false;
+        for (uint32_t i = 0; i < c->n_peers; i++)
+            anyone = anyone || !c->peers[i].done;
+        *from = NULL;
+        if (!anyone)
+            return DL_OK;
+        int err = eng_cluster_poll(c, most, DL_MIN(c->e->wait_ns / 4 + 1, UINT64_C(50000000)), from, in);
+        if (err || *from)
+            return err;
+    }
+}
+
+/* ------------------------------------------------------------------------------------------------- joining */
+
+static int refuse(struct eng_cluster *c, int err, const char *line)
+{
+    dl_log(DL_LOG_ERROR, "%s", line);
+    eng_cluster_leave(c, err, line);
+    return err;
+}
+
+static int meet(struct eng_cluster *c, struct eng_peer *p, const struct eng_in *in)
+{
+    struct eng_hello h;
+    char line[2 * ENG_TEXT_MOST];
+    int err = eng_in_type(in) == ENG_MSG_HELLO ? eng_hello_read(in, &h) : eng_link_unexpected(in, "HELLO");
+    if (err) {
+        eng_cluster_leave(c, err, "a worker does not answer as one");
+        return err;
+    }
+    if (h.protocol != ENG_PROTOCOL || strcmp(h.build, DL_VERSION) != 0) {
+        snprintf(line, sizeof line,
+                 "%s: is version %s (protocol %u), the root is %s (protocol %u): install the same on all nodes",
+                 p->link.who, h.build, h.protocol, DL_VERSION, ENG_PROTOCOL);
+        return refuse(c, DL_EUNSUP, line);
+    }
+    snprintf(p->link.who, sizeof p->link.who, "node %d (%s)", p->link.node, h.about);
+    p->done = true;
+    return DL_OK;
+}
+
+int eng_cluster_join(dl_engine *e, dl_transport *t)
+{
+    struct eng_cluster *c = e->cluster = dl_calloc(1, sizeof *c);
+    if (!c)
+        return DL_ENOMEM;
+    c->e = e;
+    c->t = t;
+    uint32_t n = (uint32_t)dl_transport_n_nodes(t) - 1;
+    c->peers = dl_calloc(n, sizeof *c->peers);
+    if (!c->peers)
+        return DL_ENOMEM;
+    c->n_peers = n;
+    for (uint32_t i = 0; i < n; i++) {
+        c->peers[i].link = (struct eng_link){.t = t, .node = (int)i + 1};
+        snprintf(c->peers[i].link.who, sizeof c->peers[i].link.who, "node %u", i + 1);
+    }
+    eng_cluster_phase(c, "joining");
+    struct eng_hello me = {.protocol = ENG_PROTOCOL};
+    snprintf(me.build, sizeof me.build, "%s", DL_VERSION);
+    snprintf(me.about, sizeof me.about, "%s", e->nodes[0].dev->name);
+    eng_hello_write(&c->out, &me);
+    for (uint32_t i = 0; i < n; i++)
+        if (eng_link_send(&c->peers[i].link, &c->out))
+            return eng_cluster_lost(c, DL_EPEER);
+    for (;;) {
+        struct eng_peer *p;
+        struct eng_in in;
+        int err = eng_cluster_next(c, ENG_CONTROL_MOST, &p, &in);
+        if (!err && p)
+            err = meet(c, p, &in);
+        if (err || !p)
+            return err;
+    }
+}
+
+void eng_cluster_leave(struct eng_cluster *c, int err, const char *why)
+{
+    if (!c->t)
+        return;
+    if (err)
+        eng_error_write(&c->out, err, why);
+    else
+        eng_plain_write(&c->out, ENG_MSG_BYE);
+    for (uint32_t i = 0; i < c->n_peers; i++)
+        if (!c->peers[i].gone)
+            (void)eng_link_send(&c->peers[i].link, &c->out);
+    c->t = NULL;
+    dl_transport_close(&c->e->nodes[0].transport);
+}
+
+void eng_cluster_destroy(struct eng_cluster **cluster)
+{
+    struct eng_cluster *c = *cluster;
+    *cluster = NULL;
+    if (!c)
+        return;
+    for (uint32_t i = 0; i < c->n_peers; i++) {
+        eng_link_finish(&c->peers[i].link);
+        free(c->peers[i].load.weights);
+        free(c->peers[i].load.offers);
+        free(c->peers[i].load.wanted);
+    }
+    free(c->peers);
+    eng_out_finish(&c->out);
+    eng_tables_finish(&c->tables);
+    free(c);
+}

@@ -1,0 +1,275 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * tests/test_cluster.c: a root and its workers give what one device gives: any number of nodes, even and uneven shares, several
+ * sequences in one batch, every way of asking for logits; and how many bytes a token costs.
+ */
+#include "cluster_rig.h"
+
+#define N_GEN 8
+#define VOCAB_MOST 1024
+
+static float one[(N_GEN + 1) * VOCAB_MOST], many[(N_GEN + 1) * VOCAB_MOST];
+
+static const struct cut {
+    int n;
+    double shares[RIG_MOST];
+} cuts[] = {{1, {1}},
+            {2, {1, 1}},
+            {3, {1, 1, 1}},
+            {3, {3, 1, 2}},
+            {4, {9, 1, 1, 1}},
+            {5, {1, 1, 1, 1, 1}},
+            {6, {1, 2, 1, 1, 1, 1}},
+            {7, {1, 1, 1, 1, 1, 1, 1}},
+            {8, {1, 1, 1, 1, 1, 1, 1, 1}}};
+
+static void compare(const char *path, size_t c, enum dl_type wire, const int32_t *want_ids, int32_t *ids)
+{
+    struct rig r;
+    struct dl_engine_opts o = rig_opts();
+    o.wire = wire;
+    o.shares = cuts[c].shares;
+    rig_open(&r, path, cuts[c].n);
+    assert_int_equal(rig_start(&r, o, NULL), 0);
+    const uint32_t vocab = rig_vocab(&r);
+    assert_int_equal(rig_continue(&r, want_ids, N_GEN, ids, many), 0);
+    double d = rig_nmse(many, one, (size_t)(N_GEN + 1) * vocab);
+    /* wire noise may swap an expert that is nearly tied */
+    double bound = wire == DL_F32 ? 1e-6 : dl_model_header(r.model)->n_experts ? 1e-2 : 1e-4;
+    if (d > bound || (wire == DL_F32 && memcmp(ids, want_ids, N_GEN * sizeof *ids)))
+        fail_msg("%s, cut %zu, wire %d: NMSE %.2e", path ? path : "demo", c, (int)wire, d);
+    rig_stop(&r);
+    for (int i = 1; i < r.n; i++)
+        assert_int_equal(r.workers[i].err, DL_OK);
+    rig_close(&r);
+}
+
+static void all_cuts(const char *path)
+{
+    struct rig r;
+    int32_t want_ids[N_GEN], ids[N_GEN];
+    rig_alone(&r, path, rig_opts());
+    assert_true(rig_vocab(&r) <= VOCAB_MOST);
+    assert_int_equal(rig_continue(&r, NULL, N_GEN, want_ids, one), 0);
+    dl_engine_destroy(&r.engine);
+    rig_close(&r);
+    for (size_t c = 0; c < DL_COUNT_OF(cuts); c++) {
+        compare(path, c, DL_F32, want_ids, ids);
+        if (c % 3 == 0)
+            compare(path, c, DL_Q80, want_ids, ids);
+    }
+    compare(path, 3, DL_F16, want_ids, ids);
+}
+
+static void families(void **state)
+{
+    (void)state;
+    NEED_DATA(any, "refs/llama.gguf");
+    static const char *const names[] = {"llama", "llama31-tied", "qwen2", "qwen3", "qwen3moe"};
+    for (size_t i = 0; i < DL_COUNT_OF(names); i++) {
+        char file[64];
+        snprintf(file, sizeof file, "refs/%s.gguf", names[i]);
+        all_cuts(test_data(file));
+    }
+}
+
+/* The demo recites only while every head and column is there: its text on any cluster is that of one device. */
+static void the_demo(void **state)
+{
+    (void)state;
+    struct rig r;
+    int32_t want[N_GEN], ids[N_GEN];
+    rig_alone(&r, NULL, rig_opts());
+    assert_int_equal(rig_continue(&r, NULL, N_GEN, want, one), 0);
+    dl_engine_destroy(&r.engine);
+    rig_close(&r);
+    for (size_t c = 0; c < DL_COUNT_OF(cuts); c++) {
+        struct dl_engine_opts o = rig_opts();
+        o.wire = DL_Q80;
+        o.shares = cuts[c].shares;
+        rig_open(&r, NULL, cuts[c].n);
+        assert_int_equal(rig_start(&r, o, NULL), 0);
+        assert_int_equal(rig_continue(&r, NULL, N_GEN, ids, many), 0);
+        assert_memory_equal(ids, want, sizeof ids);
+        rig_stop(&r);
+        rig_close(&r);
+    }
+}
+
+/* Several sequences in one batch, batch after batch, while blocks come and go: as on one device. */
+struct mixed {
+    struct dl_candidate best, top[5];
+    uint32_t n_top;
+    double log_sum;
+    float last[VOCAB_MOST], all[3 * VOCAB_MOST], again[VOCAB_MOST], fed;
+};
+
+static void mixed_batches(dl_engine *e, uint32_t vocab, struct mixed *m)
+{
+    dl_session *s[4];
+    for (int i = 0; i < 4; i++)
+        assert_int_equal(dl_session_create(e, &s[i]), 0);
+    int32_t tokens[40];
+    for (int i = 0; i < 40; i++)
+        tokens[i] = rig_prompt[i % RIG_PROMPT] % (int32_t)vocab;
+    struct dl_step_item first[] = {{.session = s[0], .tokens = tokens, .n = 35, .want = DL_WANT_BEST},
+                                   {.session = s[1], .tokens = tokens + 2, .n = 3, .want = DL_WANT_ALL},
+                                   {.session = s[2], .tokens = tokens + 5, .n = 20}};
+    assert_int_equal(dl_engine_step(e, first, 3), 0);
+    assert_int_equal(first[0].n_top, 1);
+    assert_null(first[0].logits);
+    assert_null(first[2].logits);
+    m->best = first[0].top[0];
+    memcpy(m->all, first[1].logits, 3 * vocab * sizeof(float));
+    dl_session_truncate(s[0], 20);
+    dl_session_truncate(s[2], 0);
+    struct dl_step_item second[] = {{.session = s[3], .tokens = tokens, .n = 34, .want = DL_WANT_LAST},
+                                    {.session = s[0], .tokens = tokens, .n = 1, .want = DL_WANT_TOP, .k = 5},
+                                    {.session = s[1], .tokens = tokens, .n = 30}};
+    assert_int_equal(dl_engine_step(e, second, 3), 0);
+    memcpy(m->last, second[0].logits, vocab * sizeof(float));
+    m->n_top = second[1].n_top;
+    memcpy(m->top, second[1].top, m->n_top * sizeof *m->top);
+    m->log_sum = second[1].log_sum;
+    float *row;
+    assert_int_equal(dl_engine_logits(e, 1, &row), 0);
+    memcpy(m->again, row, vocab * sizeof(float));
+    assert_int_equal(dl_engine_logits(e, 2, &row), DL_EINVAL);
+    assert_null(row);
+    struct dl_step_item last = {.want = DL_WANT_BEST};
+    assert_int_equal(dl_session_feed(s[2], tokens, 38, NULL, NULL, &last), 0);
+    m->fed = last.top[0].logit;
+    second[1].k = DL_TOP_MOST + 1;
+    assert_int_equal(dl_engine_step(e, second, 3), DL_EINVAL);
+    for (int i = 0; i < 4; i++)
+        dl_session_destroy(&s[i]);
+}
+
+static void several_sessions(void **state)
+{
+    (void)state;
+    static struct mixed want, got;
+    rig_log_begin();
+    for (int data = 0; data < 2; data++) {
+        const char *path = data ? test_data("refs/qwen3.gguf") : NULL;
+        if (data && !path)
+            skip();
+        struct rig r;
+        struct dl_engine_opts o = rig_opts();
+        o.max_sessions = 4;
+        o.max_batch = 70;
+        rig_alone(&r, path, o);
+        const uint32_t vocab = rig_vocab(&r);
+        mixed_batches(r.engine, vocab, &want);
+        dl_engine_destroy(&r.engine);
+        rig_close(&r);
+
+        /* One device by itself: the candidates are those of the full row. */
+        int32_t best = rig_argmax(want.again, vocab);
+        assert_int_equal(want.n_top, 5);
+        assert_int_equal(want.top[0].id, best);
+        double sum = 0;
+        for (uint32_t i = 0; i < vocab; i++) {
+            sum += exp((double)want.again[i]);
+            uint32_t rank = 0;
+            for (uint32_t j = 0; j < vocab; j++)
+                rank += want.again[j] > want.again[i] || (want.again[j] == want.again[i] && j < i);
+            if (rank < 5)
+                assert_int_equal(want.top[rank].id, i);
+        }
+        assert_true(fabs(log(sum) - want.log_sum) < 1e-9);
+
+        rig_open(&r, path, 3);
+        o.shares = cuts[3].shares;
+        assert_int_equal(rig_start(&r, o, NULL), 0);
+        mixed_batches(r.engine, vocab, &got);
+        rig_stop(&r);
+        rig_close(&r);
+        assert_true(rig_nmse(got.all, want.all, 3 * vocab) < 1e-6);
+        assert_true(rig_nmse(got.last, want.last, vocab) < 1e-6);
+        assert_true(rig_nmse(got.again, want.again, vocab) < 1e-6);
+        assert_int_equal(got.best.id, want.best.id);
+        assert_int_equal(got.n_top, 5);
+        for (int i = 0; i < 5; i++) {
+            assert_int_equal(got.top[i].id, want.top[i].id);
+            assert_true(got.top[i].logit == got.again[got.top[i].id]);
+        }
+        assert_true(fabs(got.log_sum - want.log_sum) < 1e-3);
+        assert_true(fabsf(got.fed - want.fed) < 1e-2f);
+    }
+    rig_log_end();
+}
+
+/* What a decoded token costs beside the exchanges: one message there, for a greedy sampler some tens of bytes back. */
+static void bytes_per_token(void **state)
+{
+    (void)state;
+    struct rig r;
+    struct dl_engine_opts o = rig_opts();
+    o.wire = DL_Q80;
+    rig_open(&r, NULL, 3);
+    assert_int_equal(rig_start(&r, o, NULL), 0);
+    const struct dl_model_header *h = dl_model_header(r.model);
+    dl_session *s;
+    assert_int_equal(dl_session_create(r.engine, &s), 0);
+    struct dl_step_item item = {.want = DL_WANT_BEST};
+    assert_int_equal(dl_session_feed(s, rig_prompt, RIG_PROMPT, NULL, NULL, &item), 0);
+    dl_engine_stats_reset(r.engine);
+    const int n = 32;
+    for (int i = 0; i < n; i++) {
+        int32_t token = item.top[0].id;
+        item = (struct dl_step_item){.session = s, .tokens = &token, .n = 1, .want = DL_WANT_BEST};
+        assert_int_equal(dl_engine_step(r.engine, &item, 1), 0);
+    }
+    struct dl_engine_stats stats;
+    dl_engine_stats(r.engine, &stats);
+    uint64_t slice, exchanges = 2 * h->n_layers, embed = 2 * h->dim;
+    assert_true(dl_row_bytes(DL_Q80, h->dim, &slice));
+    double out = (double)stats.sent_bytes / n - (double)(2 * exchanges * slice);
+    double in = (double)stats.received_bytes / n - (double)(2 * exchanges * slice);
+    printf("per token and worker: STEP %.1f bytes (%llu of them the embedding row), LOGITS %.1f bytes\n", out / 2,
+           (unsigned long long)embed, in / 2);
+    assert_true(out / 2 < (double)embed + 48);
+    assert_true(in / 2 < 32);
+    assert_int_equal(stats.steps, n);
+    dl_session_destroy(&s);
+    rig_stop(&r);
+    rig_close(&r);
+}
+
+/* Whoever makes the engine gets what is wrong with its options, and the transport is closed all the same. */
+static void options(void **state)
+{
+    (void)state;
+    struct rig r;
+    rig_log_begin();
+    rig_open(&r, NULL, 2);
+    dl_device *two[] = {r.dev, r.workers[1].dev};
+    for (int i = 0; i < 2; i++) {
+        dl_transport *t[2];
+        assert_int_equal(dl_loopback_open(2, NULL, t), 0);
+        struct dl_engine_opts o = rig_opts();
+        o.model = r.model;
+        o.devices = two;
+        o.n_devices = i ? 1 : 2;
+        o.transport = i ? t[1] : t[0];
+        assert_int_equal(dl_engine_create(&o, &r.engine), i ? DL_EINVAL : DL_EUNSUP);
+        assert_null(r.engine);
+        dl_transport_close(i ? &t[0] : &t[1]); /* the last one: it ends the loopback's thread */
+    }
+    dl_transport *t;
+    assert_int_equal(dl_loopback_open(1, NULL, &t), 0);
+    assert_int_equal(dl_worker_run(t, r.dev, NULL), DL_EINVAL);
+    assert_int_equal(rig_logged.errors, 3);
+    rig_close(&r);
+    rig_log_end();
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(families),        cmocka_unit_test(the_demo), cmocka_unit_test(several_sessions),
+        cmocka_unit_test(bytes_per_token), cmocka_unit_test(options),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
