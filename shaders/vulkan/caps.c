@@ -149,7 +149,7 @@ static void choose_subgroup(struct vk_caps *c)
         c->subgroup = 16;
 }
 
-void vk_caps_get(VkPhysicalDevice phys, const char *disable, struct vk_caps *c)
+void vk_caps_get(VkPhysicalDevice phys, struct vk_caps *c)
 {
     VkPhysicalDeviceProperties p;
     *c = (struct vk_caps){0};
@@ -181,6 +181,11 @@ void vk_caps_get(VkPhysicalDevice phys, const char *disable, struct vk_caps *c)
         if ((m.memoryTypes[i].propertyFlags & both) == both)
             c->uma = c->software || c->type == VK_PHYSICAL_DEVICE_TYPE_INTEGRATED_GPU;
 
+    choose_subgroup(c);
+}
+
+void vk_caps_without(struct vk_caps *c, const char *disable)
+{
     /* As on the plainest device: for tests, and where a driver promises more than it keeps. */
     const char *portable = getenv("DLLAMA_VK_PORTABLE");
     if (portable && !strcmp(portable, "1"))

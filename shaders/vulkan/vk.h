@@ -87,9 +87,12 @@ struct vk_ctx {
 int vk_ctx_open(struct vk_ctx *c, const struct dl_vulkan_opts *opts);
 void vk_ctx_close(struct vk_ctx *c);
 
-/* caps.c. Optional features by name: f16 (arithmetic and 16-bit storage), int8 (arithmetic and 8-bit storage), int-dot, subgroup,
- * timeline. `disable` is a list of those to do without, as in dl_vulkan_opts; unknown names are ignored. */
-void vk_caps_get(VkPhysicalDevice phys, const char *disable, struct vk_caps *caps);
+/* caps.c: all that a device can do. */
+void vk_caps_get(VkPhysicalDevice phys, struct vk_caps *caps);
+
+/* Leaves out optional features by name: f16 (arithmetic and 16-bit storage), int8 (arithmetic and 8-bit storage), int-dot, subgroup,
+ * timeline. `disable` is a list as in dl_vulkan_opts, or NULL; unknown names are ignored. DLLAMA_VK_NO_TIMELINE=1 counts too. */
+void vk_caps_without(struct vk_caps *caps, const char *disable);
 
 /* The extensions and the chain of features that vkCreateDevice is to switch on for these caps; both live in *s. */
 struct vk_switches {
