@@ -92,7 +92,7 @@ static int answer(struct chat *c, const struct dl_str *text)
     return err;
 }
 
-/* A message. Failures of one answer (a context that is full, say) do not end the chat. */
+/* A message. Failures of one answer (a context that is full, a GPU that is lost) do not end the chat. */
 static int message(struct chat *c, const struct dl_str *text)
 {
     size_t before = c->n;
@@ -103,6 +103,12 @@ static int message(struct chat *c, const struct dl_str *text)
     if (err == DL_ELIMIT || err == DL_EINVAL) {
         cut(c, before);
         return DL_OK;
+    }
+    if (err == DL_EDEVICE || err == DL_ENOMEM) {
+        cut(c, before);
+        dl_session_destroy(&c->g->session);
+        err = cli_fall_back(c->o, c->g->e);
+        return err ? err : dl_session_create(c->g->e->engine, &c->g->session);
     }
     if (err)
         return err;

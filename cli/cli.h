@@ -90,6 +90,9 @@ int cli_load_devices(const struct cli_opts *o, struct cli_engine *e);
 /* Everything: model (the demo without one), tokenizer, devices, engine. ctx: where --ctx is not given and the model knows
  * as many, 0: the engine's default; max_out 0: likewise. */
 int cli_load(const struct cli_opts *o, uint32_t ctx, uint32_t max_out, struct cli_engine *e);
+/* After a GPU failed: the same model and context on the CPU, in place; sessions are destroyed before. DL_EDEVICE when there was
+ * no GPU. */
+int cli_fall_back(const struct cli_opts *o, struct cli_engine *e);
 void cli_unload(struct cli_engine *e);
 
 /* -------------------------------------------------------------------------------------------- generate.c */
@@ -99,7 +102,7 @@ enum cli_finish { CLI_FINISH_STOP, CLI_FINISH_LENGTH, CLI_FINISH_CANCELLED };
 
 /* One answer. The first part is set by the caller, the second is the result; cli_gen_finish frees it. */
 struct cli_gen {
-    const struct cli_engine *e;
+    struct cli_engine *e;
     dl_session *session;
     struct dl_sampler *sampler;
     struct dl_stops *stops; /* reset by cli_generate */

@@ -132,21 +132,29 @@ static int choose_devices(const struct cli_opts *o, struct cli_engine *e)
     return err;
 }
 
-/* --split 3:1: one share per device. Without it several devices share by their measured speed. */
-static int shares(const struct cli_opts *o, const struct cli_engine *e, double *out)
+/* --split 3:1: one share per device, 0 where it says auto. */
+static int parse_split(const struct cli_opts *o, uint32_t n, double *out)
 {
-    if (!o->split || !strcmp(o->split, "auto"))
-        return e->n_devices > 1 ? dl_devices_shares(e->model, e->devices, e->n_devices, out) : DL_OK;
     const char *at = o->split;
-    for (uint32_t i = 0; i < e->n_devices; i++) {
+    memset(out, 0, n * sizeof *out);
+    for (uint32_t i = 0; strcmp(o->split, "auto") && i < n; i++) {
         char *end;
         out[i] = strtod(at, &end);
-        if (end == at || !(out[i] > 0 && out[i] < 1e6) || *end != (i + 1 < e->n_devices ? ':' : 0))
+        if (end == at || !(out[i] > 0 && out[i] < 1e6) || *end != (i + 1 < n ? ':' : 0))
             return cli_usage("--split: '%s' is not auto or %u shares above 0 with colons between, one per device",
-                             o->split, e->n_devices);
+                             o->split, n);
         at = end + 1;
     }
     return DL_OK;
+}
+
+/* Several devices share the model as --split says, else by their measured speed. */
+static int shares(const struct cli_opts *o, const struct cli_engine *e, double *out)
+{
+    int err = o->split ? parse_split(o, e->n_devices, out) : DL_OK;
+    if (err || (o->split && out[0] > 0))
+        return err;
+    return dl_devices_shares(e->model, e->devices, e->n_devices, out);
 }
 
 static int kv_type(const struct cli_opts *o, enum dl_type *out)
@@ -163,23 +171,15 @@ static int kv_type(const struct cli_opts *o, enum dl_type *out)
     return cli_usage("--kv: '%s' is none of f16, q80, f32", o->kv);
 }
 
-int cli_load(const struct cli_opts *o, uint32_t ctx, uint32_t max_out, struct cli_engine *e)
+static int make_engine(const struct cli_opts *o, uint32_t ctx, uint32_t max_out, struct cli_engine *e)
 {
-    uint64_t start = dl_now_ns();
-    enum dl_type kv;
     double share[CLI_MAX_DEVICES] = {0};
+    enum dl_type kv;
     int err = kv_type(o, &kv);
-    if (!err)
-        err = cli_load_devices(o, e); /* first: a wrong option is to be seen before a large file is read */
-    if (!err)
-        err = model_open(o, e);
-    if (!err)
-        err = choose_devices(o, e);
-    if (!err)
+    if (!err && e->n_devices > 1)
         err = shares(o, e, share);
     if (err)
         return err;
-    uint32_t knows = dl_model_header(e->model)->max_seq;
     struct cli_progress bar;
     cli_progress_init(&bar, o);
     struct dl_engine_opts opts = {
@@ -187,9 +187,7 @@ int cli_load(const struct cli_opts *o, uint32_t ctx, uint32_t max_out, struct cl
         .devices = e->devices,
         .n_devices = e->n_devices,
         .shares = e->n_devices > 1 ? share : NULL,
-        .ctx = o->ctx  ? (uint32_t)o->ctx
-               : knows ? DL_MIN(ctx, knows)
-                       : ctx,
+        .ctx = ctx,
         .max_batch = (uint32_t)o->batch,
         .max_out = max_out,
         .kv_type = kv,
@@ -199,15 +197,60 @@ int cli_load(const struct cli_opts *o, uint32_t ctx, uint32_t max_out, struct cl
     };
     err = dl_engine_create(&opts, &e->engine);
     cli_progress_clear(&bar);
+    if (!err)
+        dl_engine_info(e->engine, &e->info);
+    return err;
+}
+
+int cli_load(const struct cli_opts *o, uint32_t ctx, uint32_t max_out, struct cli_engine *e)
+{
+    uint64_t start = dl_now_ns();
+    enum dl_type kv;
+    int err = kv_type(o, &kv);
+    if (!err)
+        err = cli_load_devices(o, e); /* first: a wrong option is to be seen before a large file is read */
+    double share[CLI_MAX_DEVICES];
+    if (!err && o->split)
+        err = parse_split(o, e->n_devices, share);
+    if (!err)
+        err = model_open(o, e);
+    if (!err)
+        err = choose_devices(o, e);
     if (err)
         return err;
-    dl_engine_info(e->engine, &e->info);
+    uint32_t knows = dl_model_header(e->model)->max_seq;
+    uint32_t want = o->ctx ? (uint32_t)o->ctx : knows ? DL_MIN(ctx, knows) : ctx;
+    err = make_engine(o, want, max_out, e);
+    if (err)
+        return err;
     e->load_ns = dl_now_ns() - start;
     char weights[32], cache[32];
     dl_log(DL_LOG_INFO, "%s: %s weights, %s KV cache for %u tokens, loaded in %.0f ms", dl_model_name(e->model),
            cli_size(weights, e->info.weight_bytes), cli_size(cache, e->info.kv_bytes), e->info.ctx,
            (double)e->load_ns / 1e6);
     return DL_OK;
+}
+
+int cli_fall_back(const struct cli_opts *o, struct cli_engine *e)
+{
+    bool gpu = false;
+    for (uint32_t i = 0; i < e->n_devices; i++)
+        gpu = gpu || !e->devices[i]->threads;
+    if (!gpu)
+        return DL_EDEVICE; /* there is nothing to fall back to, and what failed has said so */
+    dl_engine_destroy(&e->engine);
+    for (uint32_t i = 0; i < e->n_devices; i++)
+        dl_device_close(&e->devices[i]);
+    e->n_devices = 0;
+    struct dl_cpu_opts cpu;
+    int err = cpu_opts(o, &cpu);
+    if (!err)
+        err = dl_device_open("cpu", &cpu, &e->devices[0]);
+    if (err)
+        return err;
+    e->n_devices = 1;
+    dl_log(DL_LOG_WARN, "going on with %s", e->devices[0]->name);
+    return make_engine(o, e->info.ctx, e->info.max_out, e);
 }
 
 void cli_unload(struct cli_engine *e)

@@ -196,8 +196,7 @@ static int answer(const struct cli_opts *o, struct cli_gen *g, enum source sourc
     return err;
 }
 
-static int run_loaded(const struct cli_opts *o, const struct cli_engine *e, enum source source,
-                      const struct dl_str *text)
+static int run_loaded(const struct cli_opts *o, struct cli_engine *e, enum source source, const struct dl_str *text)
 {
     struct dl_sampler sampler;
     struct dl_stops stops = {0};

@@ -5,6 +5,8 @@
 #define _XOPEN_SOURCE 700 /* pseudo-terminals */
 #include "e2e.h"
 
+#include "dl/device.h"
+
 #include <sys/ioctl.h>
 #include <sys/stat.h>
 #include <termios.h>
@@ -251,13 +253,40 @@ static void test_control_characters(void **state)
     tty_clean(&t);
 }
 
+/* A GPU that is lost in the middle of an answer: one line says so, the chat goes on with the CPU. */
+static void test_lost_gpu(void **state)
+{
+    (void)state;
+    NEED_BIN();
+    NEED_DATA(gguf, STORIES);
+    struct dl_vulkan_info gpu;
+    uint32_t n = 0;
+    if (dl_vulkan_list(&gpu, 1, &n, DL_LOG_DEBUG) || !n || *gpu.unusable) {
+        fputs("SKIPPED PART: no Vulkan device to lose\n", stderr);
+        skip();
+    }
+    struct tty t;
+    setenv("DLLAMA_VK_LOSE_AFTER", "5", 1);
+    tty_start(&t, (const char *const[]){"run", gguf, "--device", "vulkan:0", "--raw", "-n", "20", "--temp", "0", NULL});
+    unsetenv("DLLAMA_VK_LOSE_AFTER");
+    expect(&t, "> ");
+    type(&t, "Once upon a time\r");
+    expect(&t, "the device was lost");
+    expect(&t, "going on with cpu");
+    expect(&t, "> ");
+    type(&t, "Once upon a time\r");
+    expect(&t, "Once upon a time, there was a little girl named");
+    expect(&t, "> ");
+    type(&t, "\x04");
+    assert_int_equal(tty_end(&t), 0);
+    tty_clean(&t);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_conversation),
-        cmocka_unit_test(test_interrupts),
-        cmocka_unit_test(test_lines),
-        cmocka_unit_test(test_control_characters),
+        cmocka_unit_test(test_conversation),       cmocka_unit_test(test_interrupts), cmocka_unit_test(test_lines),
+        cmocka_unit_test(test_control_characters), cmocka_unit_test(test_lost_gpu),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

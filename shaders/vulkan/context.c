@@ -427,6 +427,8 @@ int vk_ctx_open(struct vk_ctx *c, const struct dl_vulkan_opts *opts)
 {
     const char *disable = opts->disable ? opts->disable : getenv("DLLAMA_VK_DISABLE");
     snprintf(c->label, sizeof c->label, "vulkan");
+    const char *lose = getenv("DLLAMA_VK_LOSE_AFTER");
+    c->lose_after = lose ? strtoull(lose, NULL, 10) : 0;
     if (pthread_mutex_init(&c->queue_lock, NULL))
         return dl_fail(DL_ENOMEM, "vulkan: the system gives no mutex");
     int err = instance_open(c);

@@ -54,6 +54,8 @@ static int broke(struct vk_ctx *c, VkResult r, const char *what)
 /* One submit per command buffer: drivers bound what they run without a break by submits. */
 static VkResult send(struct vk_counters *k, const struct submission *s, VkFence fence)
 {
+    if (k->ctx->lose_after && k->ctx->n_runs++ >= k->ctx->lose_after)
+        return VK_ERROR_DEVICE_LOST;
     const struct vk_recording *r = s->recording;
     const VkPipelineStageFlags stage = VK_PIPELINE_STAGE_ALL_COMMANDS_BIT;
     for (size_t i = 0; i < r->n_cmds; i++) {

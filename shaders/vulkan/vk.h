@@ -66,6 +66,7 @@ struct vk_ctx {
     VkDevice device;
     struct VolkDeviceTable vk; /* every device call goes through it: tests replace entries to make calls fail */
     VkQueue queue;
+    uint64_t lose_after, n_runs; /* $DLLAMA_VK_LOSE_AFTER, for tests: this many programs run, then the device is lost */
     pthread_mutex_t queue_lock; /* the queue is used by the engine thread and, without timelines, by a driver thread */
     uint32_t family;
     VkPhysicalDeviceMemoryProperties mem;
