@@ -11,15 +11,12 @@
 
 enum cli_file cli_file_kind(const char *path)
 {
-    unsigned char m[4] = {0};
-    FILE *f = fopen(path, "rb");
-    if (!f)
+    struct dl_map file;
+    if (!dl_map_try(path, &file))
         return CLI_FILE_OTHER;
-    size_t n = fread(m, 1, sizeof m, f);
-    fclose(f);
-    if (n != sizeof m)
-        return CLI_FILE_OTHER;
-    uint32_t magic = m[0] | (uint32_t)m[1] << 8 | (uint32_t)m[2] << 16 | (uint32_t)m[3] << 24;
+    const uint8_t *m = file.data;
+    uint32_t magic = file.size < 4 ? 0 : m[0] | (uint32_t)m[1] << 8 | (uint32_t)m[2] << 16 | (uint32_t)m[3] << 24;
+    dl_map_close(&file);
     switch (magic) {
     case 0x46554747: /* "GGUF" */
         return CLI_FILE_GGUF;
@@ -91,8 +88,8 @@ static int cpu_opts(const struct cli_opts *o, struct dl_cpu_opts *cpu)
     uint64_t threads;
     if (o->threads || !env || !*env)
         return DL_OK;
-    if (!cli_parse_uint(env, false, 1, 4096, &threads))
-        return cli_usage("DLLAMA_THREADS: '%s' is no whole number from 1 to 4096", env);
+    if (!cli_parse_uint(env, false, 1, DL_CPU_MAX_THREADS, &threads))
+        return cli_usage("DLLAMA_THREADS: '%s' is no whole number from 1 to %u", env, DL_CPU_MAX_THREADS);
     cpu->threads = (uint32_t)threads;
     return DL_OK;
 }

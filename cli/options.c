@@ -48,9 +48,10 @@ bool cli_parse_uint(const char *text, bool size, uint64_t low, uint64_t high, ui
     if (errno)
         return false;
     uint64_t n = v;
-    const char *units = "KMGT", *unit = *end && size ? strchr(units, *end & ~0x20) : NULL;
+    static const char units[] = "KkMmGgTt";
+    const char *unit = *end && size ? strchr(units, *end) : NULL;
     if (unit) {
-        if (!dl_mul_u64(n, (uint64_t)1 << (10 * (unit - units + 1)), &n))
+        if (!dl_mul_u64(n, (uint64_t)1 << (10 * ((unit - units) / 2 + 1)), &n))
             return false;
         end++;
     }
@@ -128,6 +129,8 @@ int cli_options_parse(const struct cli_command *c, int argc, char **argv, struct
     for (int i = 0; i < argc; i++) {
         const char *arg = argv[i];
         if (operands_only || arg[0] != '-' || !arg[1]) {
+            if (!*arg) /* a shell variable that is not set */
+                return cli_usage("%s: an argument is empty, see dllama-vk %s --help", c->name, c->name);
             if (o->model || !*c->operand)
                 return cli_usage("%s: one argument too many: '%s', see dllama-vk %s --help", c->name, arg, c->name);
             o->model = arg;

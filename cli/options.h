@@ -9,7 +9,7 @@
 
 #include <stdio.h>
 
-#include "dl/base.h"
+#include "dl/device.h"
 
 /* What a command returns besides 0 and negative dl_err codes: the command line was wrong, one line was logged. */
 #define CLI_USAGE 1
@@ -50,11 +50,11 @@ enum {
     X(CTX, 0, "ctx", "N", SIZE, ctx, 1, 1u << 24, CLI_COMPUTE,                                                       \
       "context in tokens (default: the model's, at most 8192)")                                                      \
     X(BATCH, 0, "batch", "N", UINT, batch, 1, 65536, CLI_COMPUTE, "largest prefill batch (default 128)")             \
-    X(THREADS, 0, "threads", "N", UINT, threads, 1, 4096, CLI_COMPUTE | CLI_DEVICES,                                 \
+    X(THREADS, 0, "threads", "N", UINT, threads, 1, DL_CPU_MAX_THREADS, CLI_COMPUTE | CLI_DEVICES,                   \
       "threads of the CPU device (default: one per processor)")                                                      \
     X(DEVICE, 0, "device", "LIST", STR, device, 0, 0, CLI_COMPUTE | CLI_DEVICES,                                     \
       "devices to use, e.g. auto, cpu, vulkan:1 (default auto)")                                                     \
-    X(SPLIT, 0, "split", "W0:W1", STR, split, 0, 0, CLI_COMPUTE,                                                      \
+    X(SPLIT, 0, "split", "W0:W1", STR, split, 0, 0, CLI_COMPUTE,                                                     \
       "share of the model per device (default auto: by measured speed)")                                             \
     X(KV, 0, "kv", "TYPE", STR, kv, 0, 0, CLI_COMPUTE, "type of the KV cache: f16 (default), q80, f32")              \
     X(IDS, 0, "ids", NULL, FLAG, ids, 0, 0, CLI_RUN, "print token ids instead of text")                              \

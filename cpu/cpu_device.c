@@ -20,7 +20,6 @@
 #include "program.h"
 
 #define MAX_IN_FLIGHT 64u
-#define MAX_THREADS 512u
 #define SPIN_NS 100000u /* longer than the gaps inside a batch, shorter than anyone notices */
 
 struct submission {
@@ -297,9 +296,11 @@ int dl_cpu_open(const struct dl_cpu_opts *opts, dl_device **out)
     int err = cpu_isa_choose(opts->isa ? opts->isa : getenv("DLLAMA_CPU"), &isa);
     if (err)
         return err;
-    uint32_t processors = dl_cpu_count(), threads = opts->threads ? opts->threads : DL_MIN(processors, MAX_THREADS);
-    if (threads > MAX_THREADS)
-        return dl_fail(DL_EINVAL, "cpu: %u threads: at most %u make sense", threads, MAX_THREADS);
+    uint32_t processors = dl_cpu_count(), threads = opts->threads;
+    if (!threads)
+        threads = DL_MIN(processors, DL_CPU_MAX_THREADS);
+    if (threads > DL_CPU_MAX_THREADS)
+        return dl_fail(DL_EINVAL, "cpu: %u threads: at most %u make sense", threads, DL_CPU_MAX_THREADS);
     struct device *d = dl_alloc_aligned(64, sizeof *d);
     if (!d)
         return DL_ENOMEM;

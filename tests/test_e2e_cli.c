@@ -4,6 +4,8 @@
  */
 #include "e2e.h"
 
+#include <sys/stat.h>
+
 #include "../cli/options.h"
 
 /* What users and scripts may rely on; taken from the contract and not from the program's own table. */
@@ -114,6 +116,9 @@ static void test_usage(void **state)
         {{"run", "--ctx=17179869184G"}, "'17179869184G'"},
         {{"run", "--seed", "18446744073709551616"}, "'18446744073709551616'"},
         {{"run", "--threads", "0"}, "--threads"},
+        {{"run", "--threads", "513"}, "--threads: '513' is no whole number from 1 to 512"},
+        {{"run", "", "-p", "a"}, "an argument is empty"},
+        {{"run", "--ctx", "4 "}, "'4 '"},
         {{"run", "--stop", ""}, "--stop: may not be empty"},
         {{"run", "-p", "a", "-p", "b"}, "-p: given twice"},
         {{"run", "a.gguf", "b.gguf"}, "one argument too many"},
@@ -157,6 +162,37 @@ static void test_missing_files(void **state)
         E2E_FAILS(&r, 1, strcmp(cases[i][1], "/tmp") != 0 ? ": cannot open: No such file" : "not a regular file");
         e2e_free(&r);
     }
+}
+
+/* Nobody writes into these pipes: reading them would be waiting for ever. */
+static void test_named_pipes(void **state)
+{
+    (void)state;
+    NEED_BIN();
+    NEED_DATA(m, "models/stories260K.m");
+    char folder[] = "/tmp/dllama-test-XXXXXX", path[3][64];
+    static const char *const names[] = {"a.gguf", "b.m", "b.t"};
+    assert_non_null(mkdtemp(folder));
+    for (size_t i = 0; i < 3; i++)
+        snprintf(path[i], sizeof path[i], "%s/%s", folder, names[i]);
+    assert_int_equal(mkfifo(path[0], 0600), 0);
+    assert_int_equal(symlink(m[0] == '/' ? m : "/nonexistent", path[1]), 0);
+    assert_int_equal(mkfifo(path[2], 0600), 0);
+    const char *const cases[][7] = {{"run", path[0], "-p", "x"},
+                                    {"tokenize", path[0], "-p", "x"},
+                                    {"inspect", path[0]},
+                                    {"perplexity", path[0], "-f", "/dev/null"},
+                                    {"run", m, "--tokenizer", path[2], "-p", "x"},
+                                    {"run", path[1], "-p", "x"}};
+    for (size_t i = 0; i < DL_COUNT_OF(cases) - (m[0] != '/'); i++) {
+        struct e2e r;
+        e2e_run(&r, NULL, 0, cases[i]);
+        E2E_FAILS(&r, 1, "not a regular file");
+        e2e_free(&r);
+    }
+    for (size_t i = 0; i < 3; i++)
+        unlink(path[i]);
+    rmdir(folder);
 }
 
 static void test_not_a_model(void **state)
@@ -399,6 +435,7 @@ int main(void)
         cmocka_unit_test(test_help),
         cmocka_unit_test(test_usage),
         cmocka_unit_test(test_missing_files),
+        cmocka_unit_test(test_named_pipes),
         cmocka_unit_test(test_not_a_model),
         cmocka_unit_test(test_tokenize_spm),
         cmocka_unit_test(test_tokenize_gpt2),

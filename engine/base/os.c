@@ -79,7 +79,7 @@ void dl_free_aligned(void *p)
 static int map_file(const char *path, struct dl_map *out, char *why, size_t cap)
 {
     *out = (struct dl_map){0};
-    int fd = open(path, O_RDONLY | O_CLOEXEC);
+    int fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK); /* a named pipe is refused below, not waited for */
     if (fd < 0) {
         snprintf(why, cap, "cannot open: %s", strerror(errno));
         return DL_EIO;
@@ -153,6 +153,17 @@ void dl_map_drop(const struct dl_map *map, size_t offset, size_t n)
     advise(map, offset, n, MADV_DONTNEED, true);
 }
 
+bool dl_path_exists(const char *path)
+{
+    return !access(path, F_OK);
+}
+
+const char *dl_home(void)
+{
+    const char *home = getenv("HOME");
+    return home && *home == '/' && dl_path_exists(home) ? home : NULL;
+}
+
 bool dl_cache_path(const char *name, char *out, size_t n)
 {
 #ifdef __APPLE__
@@ -160,13 +171,13 @@ bool dl_cache_path(const char *name, char *out, size_t n)
 #else
     static const char under_home[] = ".cache/dllama-vk";
 #endif
-    const char *own = getenv("DLLAMA_CACHE_DIR"), *xdg = getenv("XDG_CACHE_HOME"), *home = getenv("HOME");
+    const char *own = getenv("DLLAMA_CACHE_DIR"), *xdg = getenv("XDG_CACHE_HOME"), *home = dl_home();
     int len = -1;
     if (own && *own)
         len = snprintf(out, n, "%s/%s", own, name);
     else if (xdg && *xdg == '/')
         len = snprintf(out, n, "%s/dllama-vk/%s", xdg, name);
-    else if (home && *home)
+    else if (home)
         len = snprintf(out, n, "%s/%s/%s", home, under_home, name);
     return len > 0 && (size_t)len < n;
 }

@@ -48,14 +48,11 @@ static int open_part(dl_model *m, uint64_t no, uint64_t count)
     struct eng_part part = {.path = part_path(m->parts[0].path, no, count)};
     if (!part.path)
         return DL_EUNSUP;
-    FILE *f = fopen(part.path, "rb");
-    if (f) {
-        fclose(f);
+    if (dl_path_exists(part.path))
         err = dl_map_open(part.path, &part.map);
-    } else {
+    else
         err = dl_fail(DL_EIO, "%s: part %u of %u of this model is missing: put it beside the first one", part.path,
                       (unsigned)no + 1, (unsigned)count);
-    }
     part.mapped = !err;
     if (!err)
         err = eng_gguf_parse(part.map.data, part.map.size, part.path, &part.gguf);

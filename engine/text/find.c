@@ -6,7 +6,6 @@
 #include "dl/text.h"
 
 #include <dirent.h>
-#include <stdio.h>
 #include <string.h>
 
 /* How many files in `folder` end in ".t"; *name is one of them. -1: the folder cannot be listed. */
@@ -31,14 +30,6 @@ static int count_t(const char *folder, struct dl_str *name)
     return n;
 }
 
-static bool is_there(const char *path)
-{
-    FILE *f = fopen(path, "rb");
-    if (f)
-        fclose(f);
-    return f;
-}
-
 int dl_tokenizer_find(const char *model_path, struct dl_str *path)
 {
     const char *slash = strrchr(model_path, '/'), *name = slash ? slash + 1 : model_path;
@@ -48,7 +39,7 @@ int dl_tokenizer_find(const char *model_path, struct dl_str *path)
     int err = dl_str_add(&found, model_path, stem);
     if (!err)
         err = dl_str_addz(&found, ".t");
-    if (!err && !is_there(found.v)) {
+    if (!err && !dl_path_exists(found.v)) {
         found.len = 0;
         err = dl_str_add(&folder, slash ? model_path : "./", slash ? (size_t)(slash - model_path) + 1 : 2);
         int n = err ? 0 : count_t(folder.v, &only);

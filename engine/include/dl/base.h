@@ -146,6 +146,11 @@ void dl_map_close(struct dl_map *map); /* accepts a zeroed map; zeroes it */
 void dl_map_will_need(const struct dl_map *map, size_t offset, size_t n);
 void dl_map_drop(const struct dl_map *map, size_t offset, size_t n);
 
+/* Whether anything goes by this path. Any thread. */
+bool dl_path_exists(const char *path);
+/* The user's home folder, NULL where there is none: a home that is missing is not made. Any thread. */
+const char *dl_home(void);
+
 /* The path of `name` in the folder where this program keeps what it can make again: $DLLAMA_CACHE_DIR, else what the platform
  * provides for that ($XDG_CACHE_HOME/dllama-vk, ~/.cache/dllama-vk; ~/Library/Caches/dllama-vk). false where there is none, or the
  * path is longer than n. The folder need not exist yet. Any thread. */

@@ -106,8 +106,10 @@ int dl_device_wait(dl_device *dev, uint64_t value, uint64_t timeout_ns);
 
 /* ------------------------------------------------------------------------------------------- implementations */
 
+#define DL_CPU_MAX_THREADS 512u
+
 struct dl_cpu_opts {
-    uint32_t threads; /* 0: one per processor that this process may use */
+    uint32_t threads; /* at most DL_CPU_MAX_THREADS; 0: one per processor that this process may use */
     const char *isa;  /* "ref", "avx2", ...: the most that may be used; NULL: $DLLAMA_CPU, else the best there is */
 };
 
