@@ -41,12 +41,16 @@ const char *cli_size(char text[32], uint64_t bytes);
 /* ------------------------------------------------------------------------------------------- interrupt.c */
 
 /* Ctrl-C. Between begin and end the first one only raises a flag, a second one kills the process as usual. With wake_fd
- * >= 0 every one is a byte written to that (non-blocking) pipe and none kills: for a prompt. Not nested. */
+ * >= 0 none kills, nor does SIGTERM or SIGHUP: each is a byte, its number, written to that (non-blocking) pipe. That is for a
+ * prompt, which has the terminal to put in order first. Not nested. */
 void cli_interrupt_begin(int wake_fd);
 void cli_interrupt_end(void);
 bool cli_interrupted(void *unused); /* a dl_stop_fn */
 
 /* -------------------------------------------------------------------------------------------- progress.c */
+
+/* Whether fd is a terminal that understands more than lines of text. */
+bool cli_is_screen(int fd);
 
 /* A progress bar on stderr, where that is a terminal and not --quiet. */
 struct cli_progress {

@@ -157,6 +157,7 @@ int cli_generate(struct cli_gen *g, const int32_t *prompt, size_t n)
             g->ttft_ns -= start;
         }
     } else if (err == DL_ECANCELED) {
+        g->n_evaluated = dl_session_len(g->session) - DL_MIN(kept, n - 1);
         err = DL_OK;
     }
     cli_interrupt_end();

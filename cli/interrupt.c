@@ -15,9 +15,10 @@ static void on_interrupt(int sig)
 {
     int saved = errno;
     if (wake >= 0) {
+        char number = (char)sig;
         /* Any thread may run this, so the prompt is woken by the pipe and not by an interrupted read. A full pipe has
          * woken it already. */
-        ssize_t n = write(wake, "", 1);
+        ssize_t n = write(wake, &number, 1);
         (void)n;
     } else if (interrupts++) {
         signal(sig, SIG_DFL);
@@ -33,11 +34,19 @@ void cli_interrupt_begin(int wake_fd)
     struct sigaction sa = {.sa_handler = on_interrupt, .sa_flags = SA_RESTART};
     sigemptyset(&sa.sa_mask);
     sigaction(SIGINT, &sa, NULL);
+    if (wake_fd >= 0) {
+        sigaction(SIGTERM, &sa, NULL);
+        sigaction(SIGHUP, &sa, NULL);
+    }
 }
 
 void cli_interrupt_end(void)
 {
     signal(SIGINT, SIG_DFL);
+    if (wake >= 0) {
+        signal(SIGTERM, SIG_DFL);
+        signal(SIGHUP, SIG_DFL);
+    }
     wake = -1;
 }
 

@@ -5,6 +5,7 @@
  */
 #include "cli.h"
 
+#include <fcntl.h>
 #include <signal.h>
 #include <stdlib.h>
 #include <string.h>
@@ -109,16 +110,28 @@ static int dispatch(int argc, char **argv)
         return help_one(c);
     if (o.quiet && o.verbose)
         return cli_usage("%s: --quiet and --verbose exclude each other", c->name);
-    log_state.wipe = !o.quiet && isatty(STDERR_FILENO);
+    log_state.wipe = !o.quiet && cli_is_screen(STDERR_FILENO);
     log_state.most = o.quiet ? DL_LOG_ERROR : o.verbose ? DL_LOG_INFO : DL_LOG_WARN;
     cli_log_to(NULL, NULL);
     return c->run(&o);
 }
 
+/* A standard stream that the caller closed (>&-) stays an error: what stands in for it can be written where that was read,
+ * and the other way round. Without it the next file that is opened, say for --dump-logits, would take its number, and
+ * the text go into that file. */
+static void occupy_standard_streams(void)
+{
+    for (int fd = STDIN_FILENO; fd <= STDERR_FILENO; fd++)
+        if (fcntl(fd, F_GETFD) < 0)
+            (void)!open("/dev/null", fd == STDIN_FILENO ? O_WRONLY : O_RDONLY); /* takes the lowest number, fd */
+}
+
 int main(int argc, char **argv)
 {
+    occupy_standard_streams();
     cli_log_to(NULL, NULL);
     signal(SIGPIPE, SIG_IGN); /* a reader that went away is an error of write, and a quiet end */
+    signal(SIGXFSZ, SIG_IGN); /* so is a file that may not grow further */
     int err = dispatch(argc, argv);
     if (!err)
         err = cli_out_flush();

@@ -54,6 +54,9 @@ static int chunks(const struct cli_opts *o, struct cli_engine *e, const struct d
     const struct dl_tokenizer_info *info = dl_tokenizer_info(e->tok);
     bool bos = info->add_bos && info->bos != DL_TOK_NONE;
     uint32_t ctx = e->info.ctx, per = ctx - bos;
+    if (ctx < 2)
+        return dl_fail(DL_ELIMIT, "perplexity: needs a context of 2 tokens, the model's is %u; --ctx N makes it larger",
+                       ctx);
     struct cli_progress bar;
     cli_progress_init(&bar, o);
     dl_session *session = NULL;
@@ -79,11 +82,11 @@ static int chunks(const struct cli_opts *o, struct cli_engine *e, const struct d
 static int print(const struct cli_opts *o, const struct score *s)
 {
     double nll = s->nll / (double)s->n, perplexity = exp(nll);
+    if (!isfinite(perplexity))
+        return dl_fail(DL_EDEVICE, "perplexity: the model's logits are no numbers");
     if (!o->json)
         return cli_outf("perplexity %.6g over %llu tokens (mean nll %.6g)\n", perplexity, (unsigned long long)s->n,
                         nll);
-    if (!isfinite(perplexity))
-        return dl_fail(DL_EDEVICE, "perplexity: the model's logits are no numbers");
     json_t *all = json_pack("{s:I,s:f,s:f}", "tokens", (json_int_t)s->n, "perplexity", perplexity, "nll", nll);
     char *line = all ? json_dumps(all, JSON_COMPACT | JSON_REAL_PRECISION(12)) : NULL;
     int err = line ? cli_outf("%s\n", line) : dl_fail(DL_ENOMEM, "perplexity: cannot write the result as JSON");

@@ -11,6 +11,7 @@
 #include <langinfo.h>
 #include <locale.h>
 #include <poll.h>
+#include <signal.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
@@ -27,6 +28,7 @@ struct cli_prompt {
     int wake[2];        /* Ctrl-C writes, the reader polls */
     bool more;          /* inside a message of several lines */
     bool interrupted;
+    int deadly; /* a signal that ends the process, once the terminal is as it was */
     bool ended;
 };
 
@@ -54,7 +56,8 @@ static int read_char(EditLine *el, wchar_t *out)
         char c;
         if (fds[1].revents) {
             while (read(p->wake[0], &c, 1) == 1)
-                ;
+                if (c != SIGINT)
+                    p->deadly = c;
             p->interrupted = true;
             errno = EINTR;
             return -1;
@@ -93,12 +96,12 @@ static bool make_folders(char *path)
 /* $XDG_STATE_HOME/dllama-vk/history or what takes its place; NULL when there is no home. */
 static char *history_file(void)
 {
-    const char *state = getenv("XDG_STATE_HOME"), *home = getenv("HOME");
+    const char *state = getenv("XDG_STATE_HOME"), *home = dl_home();
     struct dl_str path = {0};
     int err = DL_EINVAL;
     if (state && *state == '/')
         err = dl_str_addf(&path, "%s/dllama-vk/history", state);
-    else if (home && *home == '/')
+    else if (home)
 #ifdef __APPLE__
         err = dl_str_addf(&path, "%s/Library/Application Support/dllama-vk/history", home);
 #else
@@ -181,6 +184,8 @@ static int read_line(struct cli_prompt *p, struct dl_str *line)
     el_set(p->el, EL_PREP_TERM, 1); /* before the prompt is seen: a Ctrl-D that comes early is lost in line mode */
     const char *s = el_gets(p->el, &n);
     cli_interrupt_end();
+    if (p->deadly)
+        raise(p->deadly);
     if (p->interrupted)
         return CLI_LINE_INTERRUPT;
     if (!s || n <= 0)

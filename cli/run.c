@@ -178,6 +178,9 @@ static int answer(const struct cli_opts *o, struct cli_gen *g, enum source sourc
     int err = make_tokens(o, g->e, source, kind, text, &prompt);
     bool echo = g->show == CLI_SHOW_TEXT && kind == DL_CHAT_NONE && source != SOURCE_IDS;
     g->at_start = kind != DL_CHAT_NONE || (source != SOURCE_IDS && !text->len);
+    if (!err && prompt.len > g->e->info.ctx) /* before the text that will not be continued is shown */
+        err = dl_fail(DL_ELIMIT, "prompt: %zu tokens do not fit the context of %u: raise --ctx or shorten the prompt",
+                      prompt.len, g->e->info.ctx);
     if (!err && echo && text->len)
         err = cli_out(text->v, text->len);
     if (!err && echo)

@@ -49,7 +49,7 @@ struct e2e_proc {
     int in, out, err;
 };
 
-/* Starts the binary with the arguments argv[0 ..] up to NULL. stdout_path: a file instead of the pipe, or NULL. */
+/* Starts the binary with the arguments argv[0 ..] up to NULL. stdout_path: a file instead of the pipe, "" closes it, or NULL. */
 static inline void e2e_start(struct e2e_proc *p, const char *const *argv, const char *stdout_path)
 {
     int in[2], out[2], err[2];
@@ -67,12 +67,14 @@ static inline void e2e_start(struct e2e_proc *p, const char *const *argv, const 
     p->pid = fork();
     assert_true(p->pid >= 0);
     if (!p->pid) {
-        int fd = stdout_path ? open(stdout_path, O_WRONLY) : out[1];
+        int fd = stdout_path && *stdout_path ? open(stdout_path, O_WRONLY) : out[1];
         dup2(in[0], 0);
         dup2(fd, 1);
         dup2(err[1], 2);
         for (int i = 3; i < 64; i++)
             close(i);
+        if (stdout_path && !*stdout_path)
+            close(1);
         execv(args[0], args);
         _exit(127);
     }

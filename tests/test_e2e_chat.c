@@ -19,7 +19,11 @@ struct tty {
     char *seen;     /* everything since the start */
     size_t n, from; /* expect() looks behind `from` */
     char home[64];
+    int slave;           /* kept open, so that the terminal outlives the process */
+    struct termios left; /* how the process left it */
 };
+
+static const char *home_below = ""; /* HOME is this below the test's folder */
 
 static int open_pair(int *slave)
 {
@@ -42,6 +46,7 @@ static void tty_start(struct tty *t, const char *const *argv)
         args[i + 1] = (char *)(uintptr_t)argv[i];
     int slave;
     t->fd = open_pair(&slave);
+    t->slave = dup(slave);
     fflush(NULL);
     t->pid = fork();
     assert_true(t->pid >= 0);
@@ -53,7 +58,9 @@ static void tty_start(struct tty *t, const char *const *argv)
         for (int i = 3; i < 64; i++)
             close(i);
         setenv("TERM", "xterm", 1);
-        setenv("HOME", t->home, 1);
+        char home[128];
+        snprintf(home, sizeof home, "%s%s", t->home, home_below);
+        setenv("HOME", home, 1);
         unsetenv("XDG_STATE_HOME");
         setenv("LC_ALL", "C", 1);
         execv(args[0], args);
@@ -107,7 +114,9 @@ static int tty_end(struct tty *t)
         if (dl_now_ns() > end)
             kill(t->pid, SIGKILL);
     }
+    tcgetattr(t->slave, &t->left);
     close(t->fd);
+    close(t->slave);
     return WIFEXITED(status) ? WEXITSTATUS(status) : E2E_SIGNALLED + WTERMSIG(status);
 }
 
@@ -231,6 +240,55 @@ static void test_lines(void **state)
     tty_clean(&t);
 }
 
+/* The line editor has the terminal in raw mode: whoever kills the process gets the terminal back as it was. */
+static void test_killed(void **state)
+{
+    (void)state;
+    NEED_BIN();
+    NEED_DATA(gguf, STORIES);
+    static const int signals[] = {SIGTERM, SIGHUP};
+    for (size_t i = 0; i < 2; i++) {
+        struct tty t;
+        struct termios raw;
+        tty_start(&t, (const char *const[]){"run", gguf, NULL});
+        expect(&t, "> ");
+        assert_int_equal(tcgetattr(t.slave, &raw), 0);
+        assert_false(raw.c_lflag & ICANON);
+        kill(t.pid, signals[i]);
+        assert_int_equal(tty_end(&t), E2E_SIGNALLED + signals[i]);
+        assert_true(t.left.c_lflag & ICANON && t.left.c_lflag & ECHO);
+        tty_clean(&t);
+    }
+}
+
+/* A home that is not there is not made for the history's sake. */
+static void test_no_home(void **state)
+{
+    (void)state;
+    NEED_BIN();
+    NEED_DATA(gguf, STORIES);
+    struct tty t;
+    char home[80];
+    tty_start(&t, (const char *const[]){"run", gguf, "--temp", "0", "-n", "1", "--raw", NULL});
+    snprintf(home, sizeof home, "%s/.local", t.home);
+    expect(&t, "> ");
+    type(&t, "/quit\r");
+    assert_int_equal(tty_end(&t), 0);
+    assert_int_equal(access(home, F_OK), 0);
+    tty_clean(&t);
+    home_below = "/missing";
+    tty_start(&t, (const char *const[]){"run", gguf, "--temp", "0", "-n", "1", "--raw", NULL});
+    home_below = "";
+    snprintf(home, sizeof home, "%s/missing", t.home);
+    expect(&t, "> ");
+    type(&t, "Once\r");
+    expect(&t, "> ");
+    type(&t, "/quit\r");
+    assert_int_equal(tty_end(&t), 0);
+    assert_int_not_equal(access(home, F_OK), 0);
+    tty_clean(&t);
+}
+
 /* What a model says does not drive the terminal: byte tokens of ESC, BEL and C1 CSI are left out, text stays. */
 static void test_control_characters(void **state)
 {
@@ -285,8 +343,10 @@ static void test_lost_gpu(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_conversation),       cmocka_unit_test(test_interrupts), cmocka_unit_test(test_lines),
-        cmocka_unit_test(test_control_characters), cmocka_unit_test(test_lost_gpu),
+        cmocka_unit_test(test_conversation), cmocka_unit_test(test_interrupts),
+        cmocka_unit_test(test_lines),        cmocka_unit_test(test_control_characters),
+        cmocka_unit_test(test_lost_gpu),     cmocka_unit_test(test_killed),
+        cmocka_unit_test(test_no_home),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -25,7 +25,10 @@
 #define FEW 0
 #endif
 
-static bool has_avx2(void) { return strstr(dl_cpu_isas(), "avx2") != NULL; }
+static bool has_avx2(void)
+{
+    return strstr(dl_cpu_isas(), "avx2") != NULL;
+}
 
 static void assert_ok(const struct e2e *r, const char *what)
 {
@@ -43,7 +46,10 @@ static const struct story {
     {"", "models/stories260K.bos.greedy.txt"},
 };
 
-static size_t without_newline(const char *v, size_t n) { return n && v[n - 1] == '\n' ? n - 1 : n; }
+static size_t without_newline(const char *v, size_t n)
+{
+    return n && v[n - 1] == '\n' ? n - 1 : n;
+}
 
 /* Both texts as far as both go, which is to the end of one of them. */
 static void assert_story(const struct e2e *r, const struct story *story, const char *what)
@@ -67,7 +73,7 @@ static void tell_stories(const char *model, const char *isa, const char *threads
         snprintf(what, sizeof what, "%s, %s, %s threads", model, isa, threads);
         e2e_run(&r, NULL, 0,
                 (const char *const[]){"run", test_data(model), "-p", stories[i].prompt, "-n", "190", "--temp", "0",
-                                 "--threads", threads, NULL});
+                                      "--threads", threads, NULL});
         assert_story(&r, &stories[i], what);
         e2e_free(&r);
     }
@@ -105,7 +111,8 @@ static void stories_for_any_batch_size(void **state)
     for (size_t i = 0; i < DL_COUNT_OF(batches); i++) {
         struct e2e r;
         e2e_run(&r, NULL, 0,
-                (const char *const[]){"run", model, "-p", text, "-n", "20", "--temp", "0", "--ids", "--batch", batches[i], NULL});
+                (const char *const[]){"run", model, "-p", text, "-n", "20", "--temp", "0", "--ids", "--batch",
+                                      batches[i], NULL});
         assert_ok(&r, batches[i]);
         if (!first)
             first = strdup(r.out);
@@ -158,7 +165,7 @@ static void one_ref(const char *name, const char *isa, const char *dir)
         remove(dump);
         e2e_run(&r, NULL, 0,
                 (const char *const[]){"run", model, "--prompt-ids", REF_PROMPT, "-n", "16", "--temp", "0", "--ids",
-                                 "--dump-logits", dump, "--threads", threads[t], NULL});
+                                      "--dump-logits", dump, "--threads", threads[t], NULL});
         assert_ok(&r, key);
         r.out[without_newline(r.out, r.n_out)] = 0;
         if (strcmp(r.out, ids))
@@ -244,7 +251,8 @@ static void one_vocab(const char *vectors, const char *model)
         e2e_run(&back, r.out, strlen(r.out), (const char *const[]){"tokenize", test_data(model), "--decode", NULL});
         assert_ok(&back, model);
         if (back.n_out != len || memcmp(back.out, text, len))
-            fail_msg("%s, text %u: \"%.*s\" came back as \"%.*s\"", model, n, (int)len, text, (int)back.n_out, back.out);
+            fail_msg("%s, text %u: \"%.*s\" came back as \"%.*s\"", model, n, (int)len, text, (int)back.n_out,
+                     back.out);
         e2e_free(&back);
         e2e_free(&r);
     }
@@ -315,8 +323,12 @@ static void synthetic_from_both_formats(void **state)
             continue;
         setenv("DLLAMA_CPU", isas[i], 1);
         struct e2e a, b;
-        e2e_run(&a, NULL, 0, (const char *const[]){"run", m, "--prompt-ids", "5,9,77,300,12", "-n", "40", "--temp", "0", "--ids", NULL});
-        e2e_run(&b, NULL, 0, (const char *const[]){"run", gguf, "--prompt-ids", "5,9,77,300,12", "-n", "40", "--temp", "0", "--ids", NULL});
+        e2e_run(
+            &a, NULL, 0,
+            (const char *const[]){"run", m, "--prompt-ids", "5,9,77,300,12", "-n", "40", "--temp", "0", "--ids", NULL});
+        e2e_run(&b, NULL, 0,
+                (const char *const[]){"run", gguf, "--prompt-ids", "5,9,77,300,12", "-n", "40", "--temp", "0", "--ids",
+                                      NULL});
         unsetenv("DLLAMA_CPU");
         assert_ok(&a, m);
         assert_ok(&b, gguf);
