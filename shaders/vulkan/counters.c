@@ -30,6 +30,7 @@ struct vk_counters {
     pthread_cond_t changed;
     pthread_t driver;
     bool driver_runs, stop;
+    bool busy;              /* the driver thread has taken a submission and is not done with it */
     uint64_t host, host_ns; /* the counter, and when it was last raised */
     uint64_t device;        /* driver thread: the counter */
     uint64_t last_signal, finished_ns;
@@ -97,6 +98,7 @@ static void retire(struct vk_counters *k, uint64_t reached)
         s->recording->in_flight--;
         if (alone && now > start) /* of several that were found done nobody knows which took how long */
             vk_prog_took(k->ctx, s->recording, now - start);
+        s->recording->has_run = true;
         k->finished_ns = now;
         k->head++;
     }
@@ -178,6 +180,7 @@ static void *driver_main(void *ud)
         if (k->stop)
             break;
         struct submission s = k->ring[k->taken++ % MAX_IN_FLIGHT];
+        k->busy = true;
         pthread_mutex_unlock(&k->lock);
         VkResult r = vk_lost(k->ctx) ? VK_ERROR_DEVICE_LOST : run_one(k, &s);
         if (r)
@@ -185,6 +188,7 @@ static void *driver_main(void *ud)
         pthread_mutex_lock(&k->lock);
         if (!r)
             k->device = s.signal;
+        k->busy = false;
         pthread_cond_broadcast(&k->changed);
     }
     pthread_mutex_unlock(&k->lock);
@@ -289,8 +293,15 @@ void vk_counters_drain(struct vk_counters *k)
     (void)vk_counters_host(k, most);
     if (!vk_counters_wait(k, last, UINT64_MAX))
         return;
-    /* Lost: what the driver still holds comes back with the device; nothing of it will run. */
+    /* Lost: what the driver still holds comes back with the device; nothing of it will run. First the driver thread, which may be
+     * on its way to submit what it took before the loss was known. */
+    pthread_mutex_lock(&k->lock);
+    while (k->busy)
+        pthread_cond_wait(&k->changed, &k->lock);
+    pthread_mutex_unlock(&k->lock);
+    pthread_mutex_lock(&k->ctx->queue_lock);
     (void)k->ctx->vk.vkDeviceWaitIdle(k->ctx->device);
+    pthread_mutex_unlock(&k->ctx->queue_lock);
     retire(k, UINT64_MAX);
 }
 

@@ -20,6 +20,11 @@ static int half_wait(struct vk_ctx *c, struct vk_half *h)
     VkResult r = err ? VK_SUCCESS : c->vk.vkWaitForFences(c->device, 1, &h->fence, VK_TRUE, UINT64_MAX);
     if (r)
         err = vk_fail(c, r, "waiting for a copy");
+    if (err) { /* whatever failed: nothing may be freed that a copy still uses */
+        pthread_mutex_lock(&c->queue_lock);
+        (void)c->vk.vkDeviceWaitIdle(c->device);
+        pthread_mutex_unlock(&c->queue_lock);
+    }
     h->busy = false;
     return err;
 }

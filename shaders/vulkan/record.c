@@ -573,6 +573,6 @@ void vk_prog_took(struct vk_ctx *c, const struct vk_recording *r, uint64_t ns)
     double speed = (double)r->work / (double)DL_MAX(ns, (uint64_t)1), *known = &c->speed[r->class_tokens];
     if (speed > *known)
         *known = speed;
-    else if (ns > 5000000)
+    else if (ns > 5000000 && r->has_run)
         *known += 0.2 * (speed - *known);
 }

@@ -254,6 +254,7 @@ struct vk_recording {
     VkDescriptorPool descriptors;
     uint32_t n_dispatches, n_barriers;
     uint32_t in_flight; /* kept by device.c */
+    bool has_run; /* the first run also pays for what the driver does late (a software one compiles): that it was slow tells nothing */
 };
 
 int vk_prog_create(struct vk_ctx *c, const struct dl_op *ops, uint32_t n_ops, dl_buf *const *bufs, uint32_t n_bufs,
