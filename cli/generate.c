@@ -174,10 +174,11 @@ void cli_gen_finish(struct cli_gen *g)
 
 void cli_gen_summary(const struct cli_gen *g)
 {
+    if (g->n_evaluated < g->n_prompt) /* the beginning was in the cache, or Ctrl-C came */
+        fprintf(stderr, "%llu of ", (unsigned long long)g->n_evaluated);
     fprintf(stderr,
-            "%s%llu prompt tokens, %.1f tok/s | %llu generated, %.1f tok/s | first token after %.0f ms | finish: %s\n",
-            g->n_evaluated < g->n_prompt ? "[cached prefix] " : "", (unsigned long long)g->n_prompt,
-            cli_per_second(g->n_evaluated, g->prefill_ns), (unsigned long long)g->n_new,
-            cli_per_second(g->n_steps, g->decode_ns), (double)g->ttft_ns / 1e6,
+            "%llu prompt tokens, %.1f tok/s | %llu generated, %.1f tok/s | first token after %.0f ms | finish: %s\n",
+            (unsigned long long)g->n_prompt, cli_per_second(g->n_evaluated, g->prefill_ns),
+            (unsigned long long)g->n_new, cli_per_second(g->n_steps, g->decode_ns), (double)g->ttft_ns / 1e6,
             g->context_full ? "length (context full)" : cli_finish_name(g->finish));
 }

@@ -5,65 +5,13 @@
  * allocates stays in proportion to the file. (The fuzz targets go on from here.)
  */
 #include "common.h"
+#include "count_alloc.h"
 #include "dl/model.h"
 #include "model_files.h"
 
+#include <time.h>
+
 #define MUTANTS 10000u
-
-/* ------------------------------------------------------------------------------- counting what is allocated */
-
-/* Sanitizers bring their own malloc, and other C libraries other names: there, only the bytes are checked. */
-#if defined(__has_feature)
-#if __has_feature(address_sanitizer) || __has_feature(thread_sanitizer) || __has_feature(memory_sanitizer)
-#define NO_COUNT
-#endif
-#endif
-#if !defined(__GLIBC__) || defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
-#define NO_COUNT
-#endif
-
-static size_t live_bytes, peak_bytes;
-
-#ifndef NO_COUNT
-#include <malloc.h>
-
-extern void *__libc_malloc(size_t n);
-extern void *__libc_calloc(size_t n, size_t size);
-extern void *__libc_realloc(void *p, size_t n);
-extern void __libc_free(void *p);
-
-static void *counted(void *p)
-{
-    live_bytes += p ? malloc_usable_size(p) : 0;
-    peak_bytes = DL_MAX(peak_bytes, live_bytes);
-    return p;
-}
-
-/* These take the place of the C library's for the whole program. */
-void *malloc(size_t n)
-{
-    return counted(__libc_malloc(n));
-}
-void *calloc(size_t n, size_t size)
-{
-    return counted(__libc_calloc(n, size));
-}
-void *realloc(void *old, size_t n)
-{
-    size_t before = old ? malloc_usable_size(old) : 0;
-    void *p = __libc_realloc(old, n);
-    if (p || n == 0) {
-        live_bytes -= DL_MIN(before, live_bytes);
-        return counted(p);
-    }
-    return p;
-}
-void free(void *p)
-{
-    live_bytes -= p ? DL_MIN(malloc_usable_size(p), live_bytes) : 0;
-    __libc_free(p);
-}
-#endif
 
 /* Twice the file, and what a model of any size needs (its struct, its name and path, small tables; rounding by malloc). */
 static size_t allowance(size_t file_bytes)
@@ -125,7 +73,9 @@ static bool open_checked(const char *bytes, size_t n)
     dl_model *m;
     unsigned before = log_lines.n, rows = 0;
     size_t base = peak_bytes = live_bytes;
+    clock_t start = clock(); /* of this process: the machine may be busy */
     int err = dl_model_open_mem(exact, n, "mutant", &m);
+    assert_true(clock() - start < CLOCKS_PER_SEC);
     if (peak_bytes - base > allowance(n))
         fail_msg("%zu bytes allocated for a file of %zu", peak_bytes - base, n);
     if (err) {

@@ -3,8 +3,10 @@
  * tests/test_tokenizer_files.c: tokenizer files that are damaged, hostile or made up, and finding the one beside a model.
  */
 #include "common.h"
+#include "count_alloc.h"
 
 #include <sys/stat.h>
+#include <time.h>
 #include <unistd.h>
 
 #include "dl/text.h"
@@ -93,8 +95,17 @@ static void test_mutations(void **state)
         memcpy(own, m.v, m.len);
         dl_tokenizer *t = NULL;
         log.n = 0;
+        size_t base = peak_bytes = live_bytes;
+        clock_t start = clock(); /* of this process: the machine may be busy */
         int err = dl_tokenizer_open_mem(own, m.len, "mutant", &t);
+        size_t used = peak_bytes - base;
+        assert_true(clock() - start < CLOCKS_PER_SEC);
+        if (err)
+            assert_int_equal(live_bytes, base);
         free(own);
+        /* A vocabulary that is used has tables beside it, in proportion to it; one that is refused has not got that far. */
+        if (used > (err ? 2 : 8) * m.len + 8192)
+            fail_msg("%zu bytes allocated for a file of %zu that was %s", used, m.len, err ? "refused" : "taken");
         if (err) {
             assert_null(t);
             assert_int_equal(log.n, 1);
