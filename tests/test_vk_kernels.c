@@ -7,6 +7,7 @@
 
 #include "glsl.h"
 #include "lower.h"
+#include "tune.h"
 #include "memory.h"
 #include "tempdir.h"
 
@@ -398,6 +399,7 @@ static void test_every_kernel(void **state)
             matrices(s, &seen);
             attentions(s, &seen);
         }
+        vk_tune_close(&s->ctx); /* lowering made it */
     }
     printf("%zu kernels compiled\n", seen.n);
     assert_int_equal(seen.invalid, 0);
