@@ -47,17 +47,31 @@ static void listen_to(struct eng_peer *p, uint64_t timeout_ns, struct blame *b)
         *b = (struct blame){.who = p, .said = said, .cause = err || said.code != DL_EPEER};
 }
 
+/* What the transport knows is sure: who is gone in our eyes may have left because of the one that it names. */
+static void ask_transport(struct eng_cluster *c, struct blame *b)
+{
+    char why[200];
+    int lost = c->t && !(b->cause && b->said.code != DL_EPEER) ? dl_transport_lost(c->t, why, sizeof why) : -1;
+    if (lost <= 0 || (uint32_t)lost > c->n_peers)
+        return;
+    *b = (struct blame){.who = &c->peers[lost - 1], .said = {.code = DL_EPEER}, .cause = true};
+    snprintf(b->said.text, sizeof b->said.text, "it is lost: %s", why);
+    c->peers[lost - 1].gone = true;
+}
+
 /* Logs it and ends the cluster. Returns what the one who failed says of it, else DL_EPEER. */
 static int accuse(struct eng_cluster *c, struct blame *b, int err)
 {
     uint64_t end = dl_now_ns() + BLAME_NS;
     for (bool anyone = true; anyone && !b->cause && !c->e->bad_silence && dl_now_ns() < end;) {
         anyone = false;
+        ask_transport(c, b);
         for (uint32_t i = 0; i < c->n_peers && !b->cause; i++) {
             listen_to(&c->peers[i], POLL_NS / c->n_peers, b);
             anyone = anyone || !c->peers[i].gone;
         }
     }
+    ask_transport(c, b);
     char what[64] = "", line[2 * ENG_TEXT_MOST];
     if (c->e->bad_exchange)
         snprintf(what, sizeof what, ", exchange %u", c->e->bad_exchange);
@@ -190,9 +204,20 @@ static int meet(struct eng_cluster *c, struct eng_peer *p, const struct eng_in *
                  p->link.who, h.build, h.protocol, DL_VERSION, ENG_PROTOCOL);
         return refuse(c, DL_EUNSUP, line);
     }
-    snprintf(p->link.who, sizeof p->link.who, "node %d (%s)", p->link.node, h.about);
+    const size_t len = strlen(p->link.who);
+    snprintf(p->link.who + len, sizeof p->link.who - len, " (%s)", h.about);
     p->done = true;
     return DL_OK;
+}
+
+/* By its number, which is what --split counts, and by its address where it has one. */
+static void name_it(struct eng_link *l)
+{
+    struct dl_node_info info;
+    dl_transport_node_info(l->t, l->node, &info);
+    int n = snprintf(l->who, sizeof l->who, "node %d", l->node);
+    if (info.name[0] && strcmp(info.name, l->who) != 0)
+        snprintf(l->who + n, sizeof l->who - (size_t)n, " at %.100s", info.name);
 }
 
 int eng_cluster_join(dl_engine *e, dl_transport *t)
@@ -209,7 +234,7 @@ int eng_cluster_join(dl_engine *e, dl_transport *t)
     c->n_peers = n;
     for (uint32_t i = 0; i < n; i++) {
         c->peers[i].link = (struct eng_link){.t = t, .node = (int)i + 1};
-        snprintf(c->peers[i].link.who, sizeof c->peers[i].link.who, "node %u", i + 1);
+        name_it(&c->peers[i].link);
     }
     eng_cluster_phase(c, "joining");
     struct eng_hello me = {.protocol = ENG_PROTOCOL};

@@ -45,14 +45,16 @@ static int start(struct eng_node *n, uint32_t at, uint32_t n_tokens, uint32_t n_
 static int submit_until(struct eng_node *n, uint32_t last, const struct dl_run_args *args)
 {
     const struct dl_plan *p = &n->mp->plan;
-    int err = DL_OK;
-    for (; !err && n->next_submit <= last && n->next_submit < p->n_steps; n->next_submit++) {
+    for (; n->next_submit <= last && n->next_submit < p->n_steps; n->next_submit++) {
         const struct dl_step *s = &p->steps[n->next_submit];
-        if (s->kind == DL_STEP_RUN)
-            err = dl_device_submit(n->dev, n->progs[n->next_submit], args, n->host_base + s->wait,
+        if (s->kind != DL_STEP_RUN)
+            continue;
+        int err = dl_device_submit(n->dev, n->progs[n->next_submit], args, n->host_base + s->wait,
                                    n->device_base + s->signal);
+        if (err)
+            return err; /* next_submit stays: drain must not wait for what was never submitted */
     }
-    return err;
+    return DL_OK;
 }
 
 /* Highest signal of a kind among the first `end` steps. */

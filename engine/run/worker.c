@@ -13,6 +13,7 @@
 #define DEFAULT_WAIT_MS 120000u
 #define HELLO_NS (UINT64_C(10) * 1000000000u)
 #define ALIVE_NS UINT64_C(1000000000)
+#define EXPLAIN_NS UINT64_C(500000000)
 #define FOREVER UINT64_MAX /* while the root's link lives: the transport notices when it does not */
 
 /* -------------------------------------------------------------------------------------------------- talking */
@@ -55,6 +56,19 @@ int eng_worker_fail(struct eng_worker *w, int err, const char *fmt, ...)
     return err;
 }
 
+/* The root itself, or the node whose loss made it end the cluster. */
+static const char *who_is_gone(const struct eng_worker *w, char *out, size_t cap)
+{
+    char why[160];
+    struct dl_node_info info;
+    int lost = dl_transport_lost(w->link.t, why, sizeof why);
+    if (lost < 0)
+        return "the root is gone";
+    dl_transport_node_info(w->link.t, lost, &info);
+    snprintf(out, cap, "node %d (%.60s) is lost: %s", lost, info.name, why);
+    return out;
+}
+
 int eng_worker_recv(struct eng_worker *w, size_t most, uint64_t timeout_ns, struct eng_in *in)
 {
     int err = eng_link_recv(&w->link, most, timeout_ns, in);
@@ -62,8 +76,9 @@ int eng_worker_recv(struct eng_worker *w, size_t most, uint64_t timeout_ns, stru
         return dl_fail(DL_EPEER, "worker: %s: the root has not said anything for %.1f s", w->phase,
                        (double)timeout_ns / 1e9);
     if (err == DL_EPEER || err == DL_ECANCELED) {
+        char why[256];
         w->deaf = true;
-        return dl_fail(DL_EPEER, "worker: %s: the root is gone", w->phase);
+        return dl_fail(DL_EPEER, "worker: %s: %s", w->phase, who_is_gone(w, why, sizeof why));
     }
     if (err)
         return err;
@@ -249,19 +264,35 @@ static int send_logits(struct eng_worker *w, const struct eng_want *wants, uint3
     return eng_worker_send(w);
 }
 
+/* Why a batch failed is best known to the root, which hears of all: it says so before it ends the cluster. */
+static bool root_explains(struct eng_worker *w, struct eng_error *said)
+{
+    struct eng_in in;
+    while (!eng_link_recv(&w->link, ENG_BULK_MOST, EXPLAIN_NS, &in))
+        if (eng_in_type(&in) == ENG_MSG_ERROR)
+            return !eng_error_read(&in, said);
+    return false;
+}
+
 /* A failed batch: the transport is closed before the device is waited for, so that nothing writes into its buffers any more. */
 static int stop(struct eng_worker *w, int err)
 {
     dl_engine *e = w->e;
-    if (e->bad_silence)
-        err = eng_worker_fail(w, DL_EPEER, "step %llu, exchange %u: a node keeps the others waiting",
-                              (unsigned long long)w->step, e->bad_exchange);
-    else if (e->bad_exchange)
-        err = eng_worker_fail(w, err, "step %llu, exchange %u: %s", (unsigned long long)w->step, e->bad_exchange,
-                              dl_err_text(err));
-    else
+    char line[ENG_TEXT_MOST + 1], why[256];
+    struct eng_error said;
+    if (e->bad_exchange) {
+        const char *what = e->bad_silence    ? "a node keeps the others waiting"
+                           : err == DL_EPEER ? who_is_gone(w, why, sizeof why)
+                                             : dl_err_text(err);
+        snprintf(line, sizeof line, "step %llu, exchange %u: %s", (unsigned long long)w->step, e->bad_exchange, what);
+        tell(w, err, line);
+        if (!e->bad_silence && root_explains(w, &said))
+            dl_log(DL_LOG_ERROR, "worker: step %llu: the root says: %s", (unsigned long long)w->step, said.text);
+        else
+            dl_log(DL_LOG_ERROR, "worker: %s", line);
+    } else {
         tell(w, err, "its device has failed");
-    w->deaf = true;
+    }
     dl_transport_close(&e->nodes[0].transport);
     eng_exec_abort(e);
     return err;
