@@ -111,10 +111,10 @@ int dl_device_open_best(const dl_model *model, const struct dl_cpu_opts *cpu, dl
             dl_device_close(&gpu);
             continue;
         }
-        if (!best)
+        if (best <= 0)
             best = token_ns(*out, model, &rate);
         double ns = token_ns(gpu, model, &rate);
-        if (ns > 0 && (ns < best || !best)) {
+        if (ns > 0 && (ns < best || best <= 0)) {
             dl_device_close(out);
             *out = gpu;
             best = ns;
