@@ -388,6 +388,22 @@ static void add_activations(struct builder *b)
             add_buf(b, i ? "wire_ffn" : "wire_attn", DL_BUF_WIRE, b->wire, (uint64_t)n * b->plan->n_slices, h->dim);
 }
 
+/* Quantised weights are multiplied with rows of whole blocks: only then is there an activation buffer for them (see pair). A file that
+ * is open has passed this for whole tensors; types and slices that came over the wire have not. */
+static int check_blocks(const struct builder *b)
+{
+    const struct dl_model_header *h = b->h;
+    bool ok = !quantised(b->types->output) || h->dim % DL_BLOCK == 0;
+    for (uint32_t l = 0; l < h->n_layers; l++)
+        for (int id = DL_T_ATTN_NORM; id < DL_T_COUNT; id++) {
+            uint32_t cols = id == DL_T_ATTN_OUT                          ? b->q_cols
+                            : id == DL_T_FFN_DOWN || id == DL_T_MOE_DOWN ? b->slice->n_ffn
+                                                                         : h->dim;
+            ok = ok && (!quantised(b->types->layer[(size_t)l * DL_T_COUNT + (size_t)id]) || cols % DL_BLOCK == 0);
+        }
+    return ok ? DL_OK : dl_fail(DL_EFORMAT, "plan: quantised weights whose rows are no whole blocks of %d", DL_BLOCK);
+}
+
 int dl_plan_build(const struct dl_model_header *h, const struct dl_tensor_types *types, const struct dl_slice *slices,
                   uint32_t node, uint32_t n_nodes, const struct dl_plan_opts *opts, struct dl_model_plan **out)
 {
@@ -403,6 +419,9 @@ int dl_plan_build(const struct dl_model_header *h, const struct dl_tensor_types 
     b.wire = opts->wire == DL_Q80 && h->dim % DL_BLOCK ? DL_F32 : opts->wire;
     b.q_cols = b.slice->n_heads * h->head_dim;
     b.kv_cols = b.slice->n_kv_heads * h->head_dim;
+    int err = check_blocks(&b);
+    if (err)
+        return err;
     b.cap_ops = h->n_layers * OPS_PER_LAYER + EXTRA;
     b.cap_bufs = h->n_layers * BUFS_PER_LAYER + EXTRA;
     b.cap_steps = h->n_layers * 4 + EXTRA;
@@ -421,7 +440,7 @@ int dl_plan_build(const struct dl_model_header *h, const struct dl_tensor_types 
     m->plan.steps = dl_calloc(b.cap_steps, sizeof *m->plan.steps);
     m->weights = dl_calloc(b.cap_bufs, sizeof *m->weights);
     m->names = dl_calloc(b.names_cap, 1);
-    int err = DL_ENOMEM;
+    err = DL_ENOMEM;
     if (m->plan.ops && m->plan.bufs && m->plan.steps && m->weights && m->names) {
         add_activations(&b);
         b.layer = h->n_layers;
