@@ -11,11 +11,11 @@
 #include <math.h>
 #include <pthread.h>
 
+#include "demo.h"
 #include "dl/session.h"
 
 #define RIG_MOST 8
 #define RIG_PROMPT 14
-static const int32_t rig_prompt[RIG_PROMPT] = {382, 10, 200, 33, 77, 90, 310, 5, 128, 64, 256, 300, 17, 42};
 
 struct rig_worker {
     pthread_t thread;
@@ -30,6 +30,7 @@ struct rig {
     int n;
     dl_model *model;
     void *bytes; /* of a model that is in memory */
+    int32_t prompt[RIG_PROMPT];
     dl_device *dev;
     struct rig_worker workers[RIG_MOST]; /* [1, n) */
     dl_engine *engine;
@@ -65,9 +66,16 @@ static inline void rig_open(struct rig *r, const char *path, int n)
 {
     *r = (struct rig){.n = n};
     if (path) {
+        static const int32_t ids[RIG_PROMPT] = {382, 10, 200, 33, 77, 90, 310, 5, 128, 64, 256, 300, 17, 42};
+        memcpy(r->prompt, ids, sizeof ids);
         assert_int_equal(dl_model_open(path, &r->model), 0);
-    } else {
+    } else { /* a place in its text: what is not out of that leaves it unmoved */
+        static struct eng_demo_text text;
         size_t size;
+        text = (struct eng_demo_text){.n_ids = 0};
+        eng_demo_text_make(&text);
+        for (int i = 0; i < RIG_PROMPT; i++)
+            r->prompt[i] = (int32_t)text.ids[i + 5];
         assert_int_equal(dl_demo_make(&r->bytes, &size), 0);
         assert_int_equal(dl_model_open_mem(r->bytes, size, "demo", &r->model), 0);
     }
@@ -149,7 +157,7 @@ static inline int rig_continue(struct rig *r, const int32_t *forced, int n, int3
     float *logits;
     const uint32_t vocab = rig_vocab(r);
     assert_int_equal(dl_session_create(r->engine, &s), 0);
-    int err = dl_session_sync(s, rig_prompt, RIG_PROMPT, NULL, NULL, &logits);
+    int err = dl_session_sync(s, r->prompt, RIG_PROMPT, NULL, NULL, &logits);
     for (int i = 0; !err; i++) {
         memcpy(rows + (size_t)i * vocab, logits, vocab * sizeof *logits);
         if (i == n)
@@ -204,7 +212,17 @@ static inline void rig_log_end(void)
 }
 static inline bool rig_log_has(const char *text)
 {
-    return rig_logged.text.v && strstr(rig_logged.text.v, text);
+    pthread_mutex_lock(&rig_logged.lock);
+    bool has = rig_logged.text.v && strstr(rig_logged.text.v, text);
+    pthread_mutex_unlock(&rig_logged.lock);
+    return has;
+}
+static inline unsigned rig_log_errors(void)
+{
+    pthread_mutex_lock(&rig_logged.lock);
+    unsigned n = rig_logged.errors;
+    pthread_mutex_unlock(&rig_logged.lock);
+    return n;
 }
 
 #endif

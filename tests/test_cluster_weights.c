@@ -73,7 +73,7 @@ static void second_start_sends_nothing(void **state)
     (void)state;
     for (int m = 0; m < 2; m++) {
         if (m && !model(m))
-            skip();
+            break; /* said so */
         char dir[TEMPDIR_LEN];
         struct rig r;
         make_dir(dir);

@@ -108,11 +108,17 @@ static int wait_for(dl_engine *e, struct eng_node *n, uint64_t value)
     return err;
 }
 
-/* Lets everything that was submitted run out, whatever it computes, so that buffers and counters are at rest. */
+/* Lets everything that was submitted run out, whatever it computes, so that buffers and counters are at rest. The host counter is
+ * raised no further than that takes: the next user of the device counts on from the highest value that anything has waited
+ * for, and a counter beyond that would let his programs start before their data is there. */
 static void drain(struct eng_node *n)
 {
     const struct dl_plan *p = &n->mp->plan;
-    (void)dl_device_host_signal(n->dev, n->host_base + last_signal(p, DL_STEP_EXCHANGE, p->n_steps));
+    uint64_t wait = 0;
+    for (uint32_t i = 0; i < n->next_submit; i++)
+        if (p->steps[i].kind == DL_STEP_RUN)
+            wait = DL_MAX(wait, p->steps[i].wait);
+    (void)dl_device_host_signal(n->dev, n->host_base + wait);
     (void)dl_device_wait(n->dev, n->device_base + last_signal(p, DL_STEP_RUN, n->next_submit), UINT64_MAX);
 }
 

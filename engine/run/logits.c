@@ -41,7 +41,9 @@ int eng_logits_collect(dl_engine *e)
 int dl_engine_logits(dl_engine *e, uint32_t row, float **logits)
 {
     *logits = NULL;
-    if (e->failed || row >= e->batch.n_out)
+    if (e->failed)
+        return dl_fail(e->failed, "engine: cannot go on after an earlier failure (%s)", dl_err_text(e->failed));
+    if (row >= e->batch.n_out)
         return dl_fail(DL_EINVAL, "logits: the last batch has no row %u", row);
     if (!e->logits) {
         float *all = dl_buf_map(e->nodes[0].dev, e->nodes[0].bufs[e->nodes[0].mp->logits_buf]);
@@ -58,7 +60,7 @@ int dl_engine_logits(dl_engine *e, uint32_t row, float **logits)
         memcpy(to->full + s->vocab0, part + (size_t)row * s->n_vocab, s->n_vocab * sizeof *part);
     }
     int err = e->cluster ? eng_cluster_fetch(e->cluster, row) : DL_OK;
-    if (!err)
-        *logits = to->full;
+    e->failed = err;
+    *logits = err ? NULL : to->full;
     return err;
 }
