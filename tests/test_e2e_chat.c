@@ -246,6 +246,10 @@ static void test_killed(void **state)
     (void)state;
     NEED_BIN();
     NEED_DATA(gguf, STORIES);
+#ifdef __SANITIZE_THREAD__
+    fputs("SKIPPED PART: ThreadSanitizer holds signals back, so nobody is killed at the prompt\n", stderr);
+    skip();
+#endif
     static const int signals[] = {SIGTERM, SIGHUP};
     for (size_t i = 0; i < 2; i++) {
         struct tty t;
