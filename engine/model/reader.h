@@ -2,7 +2,7 @@
  *
  * engine/model/reader.h: what the model readers share: the inside of dl_model, the shape that each tensor must have, and the
  * checks of a header. model.c opens files and answers questions; model_gguf.c and model_dllama.c know one format each;
- * gguf_parts.c follows split GGUF files; model_list.c prints.
+ * gguf_parts.c follows split GGUF files; shapes.c needs no file; model_list.c prints.
  */
 #ifndef ENG_READER_H
 #define ENG_READER_H
@@ -44,6 +44,7 @@ struct dl_model {
     struct eng_part *parts; /* the first is the file that was opened */
     size_t n_parts, cap_parts;
     struct eng_dllama dllama;
+    uint8_t *made; /* weights that were made up (shapes.c), else NULL */
     uint64_t weight_bytes;
 };
 
