@@ -3,8 +3,7 @@
  * tests/test_shapes.c: the built-in shapes have as many parameters as the models that they are named after, and compute when their weights
  * are made up.
  */
-#include "common.h"
-#include "dl/session.h"
+#include "cluster_rig.h"
 
 #include <math.h>
 
@@ -79,11 +78,57 @@ static void what_is_unknown_is_refused(void **state)
     assert_non_null(strstr(log.last, "llama3.2-1b, llama3.1-8b"));
     assert_int_equal(dl_model_open_shape("qwen3-8b", DL_MAX_LAYERS + 1, false, &m), DL_EINVAL);
     assert_int_equal(log.n, 2);
-    if (dl_mem_available() && dl_mem_available() < UINT64_C(200) << 30) {
-        assert_int_equal(dl_model_open_shape("llama3.1-405b", 0, true, &m), DL_ELIMIT);
-        assert_non_null(strstr(log.last, "--layers"));
-    }
     dl_log_set(NULL, NULL, DL_LOG_WARN);
+}
+
+/* Before anything is made. */
+static void what_does_not_fit_is_refused(void **state)
+{
+    (void)state;
+    if (!dl_mem_available() || dl_mem_available() > UINT64_C(200) << 30)
+        skip();
+    struct test_log log = {0};
+    dl_log_set(test_log_sink, &log, DL_LOG_ERROR);
+    dl_model *m;
+    dl_engine *e;
+    dl_device *dev;
+    assert_int_equal(dl_device_open("cpu", NULL, &dev), 0);
+    assert_int_equal(dl_model_open_shape("llama3.1-405b", 0, true, &m), 0);
+    struct dl_engine_opts opts = {
+        .model = m, .devices = &dev, .n_devices = 1, .ctx = 64, .kv_type = DL_F16, .wire = DL_F32};
+    assert_int_equal(dl_engine_create(&opts, &e), DL_ELIMIT);
+    assert_non_null(strstr(log.last, "fewer --layers"));
+    dl_model_close(&m);
+    dl_device_close(&dev);
+    dl_log_set(NULL, NULL, DL_LOG_WARN);
+}
+
+/* A cluster makes the same weights as one node does, each node those of its slice, and none is sent. */
+static void nodes_make_their_slices(void **state)
+{
+    (void)state;
+    static float one[160000], two[160000];
+    struct rig r;
+    uint32_t vocab = 0;
+    for (int n = 1; n <= 2; n++) {
+        rig_open(&r, NULL, n);
+        dl_model_close(&r.model);
+        assert_int_equal(dl_model_open_shape("qwen3-0.6b", 1, true, &r.model), 0);
+        vocab = rig_vocab(&r);
+        assert_true(vocab <= DL_COUNT_OF(one));
+        struct dl_engine_opts o = rig_opts();
+        if (n == 1)
+            o.transport = NULL;
+        assert_int_equal(rig_start(&r, o, NULL), 0);
+        assert_int_equal(rig_continue(&r, NULL, 0, NULL, n == 1 ? one : two), 0);
+        assert_int_equal(r.sent_weights, 0);
+        rig_stop(&r);
+        assert_int_equal(n == 2 ? r.workers[1].err : 0, 0);
+        rig_close(&r);
+    }
+    double d = rig_nmse(two, one, vocab);
+    if (d > 1e-6)
+        fail_msg("NMSE %.2e", d);
 }
 
 /* One layer of a dense model and one of experts: numbers come out, and not all the same. */
@@ -121,10 +166,9 @@ static void made_up_weights_compute(void **state)
 int main(void)
 {
     static const struct CMUnitTest tests[] = {
-        cmocka_unit_test(as_many_parameters_as_published),
-        cmocka_unit_test(layers_can_be_cut),
-        cmocka_unit_test(what_is_unknown_is_refused),
-        cmocka_unit_test(made_up_weights_compute),
+        cmocka_unit_test(as_many_parameters_as_published), cmocka_unit_test(layers_can_be_cut),
+        cmocka_unit_test(what_is_unknown_is_refused),      cmocka_unit_test(what_does_not_fit_is_refused),
+        cmocka_unit_test(nodes_make_their_slices),         cmocka_unit_test(made_up_weights_compute),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

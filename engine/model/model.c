@@ -276,7 +276,7 @@ void dl_model_close(dl_model **model)
         free(m->parts[i].path);
     }
     free(m->parts);
-    dl_free_aligned(m->made);
+    eng_made_destroy(&m->made);
     free(m->name);
     free(m);
     *model = NULL;

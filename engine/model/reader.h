@@ -9,6 +9,7 @@
 
 #include "dl/model.h"
 #include "gguf.h"
+#include "made.h"
 
 /* One file: the model itself, or one part of a split GGUF model. */
 struct eng_part {
@@ -44,7 +45,7 @@ struct dl_model {
     struct eng_part *parts; /* the first is the file that was opened */
     size_t n_parts, cap_parts;
     struct eng_dllama dllama;
-    uint8_t *made; /* weights that were made up (shapes.c), else NULL */
+    struct eng_made *made; /* what weights are made up of where there is no file (shapes.c), else NULL */
     uint64_t weight_bytes;
 };
 

@@ -1,14 +1,14 @@
 /* SPDX-License-Identifier: MIT
  *
  * engine/model/shapes.c: models of well-known shapes without their files: the header as published, Q40 weights of the right sizes, and on
- * demand made-up values in them. So a cluster can be planned, and a machine's speed measured, before anything is downloaded.
+ * demand made-up values in them (made.c). So a cluster can be planned, and a machine's speed measured, before anything is downloaded.
  */
-#include "reader.h"
+#include "made.h"
 
-#include <math.h>
 #include <stdio.h>
-#include <stdlib.h>
 #include <string.h>
+
+#include "reader.h"
 
 /* Numbers from the models' published config.json. Qwen's expert model names a dense FFN of 6144 too, which no layer has. */
 struct shape {
@@ -68,42 +68,20 @@ static void make_header(const struct shape *s, uint32_t n_layers, struct dl_mode
 
 /* ----------------------------------------------------------------------------------------------- tensors */
 
-/* Where tensors lie in the memory for made-up weights, if there is any: those of the model, then layer after layer. */
-static uint64_t place(const dl_model *m, enum dl_tensor_id id, struct dl_tensor *out)
-{
-    struct eng_shape s;
-    if (!eng_model_shape(&m->h, id, &s))
-        return 0;
-    *out = (struct dl_tensor){.type = s.vector || id == DL_T_MOE_ROUTER ? DL_F32 : DL_Q40,
-                              .rows = s.rows,
-                              .cols = s.cols,
-                              .n_experts = s.n_experts};
-    (void)dl_row_bytes(out->type, s.cols, &out->row_bytes); /* all shapes of the table are whole blocks */
-    uint64_t matrix = out->row_bytes * s.rows;
-    out->expert_bytes = s.n_experts > 1 ? matrix : 0;
-    return dl_round_up(matrix * s.n_experts, 64);
-}
-
-static uint64_t bytes_of(const dl_model *m, bool per_layer, enum dl_tensor_id before)
+static uint64_t bytes_of(const dl_model *m, bool per_layer)
 {
     struct dl_tensor t;
     uint64_t n = 0;
-    for (int id = 0; id < (int)before; id++)
-        n += dl_tensor_per_layer((enum dl_tensor_id)id) == per_layer ? place(m, (enum dl_tensor_id)id, &t) : 0;
+    for (int id = 0; id < DL_T_COUNT; id++)
+        n += dl_tensor_per_layer((enum dl_tensor_id)id) == per_layer ? eng_made_tensor(&m->h, (enum dl_tensor_id)id, &t)
+                                                                     : 0;
     return n;
 }
 
 static int tensor(const dl_model *m, enum dl_tensor_id id, uint32_t layer, struct dl_tensor *out)
 {
-    if (!place(m, id, out))
-        return DL_EINVAL;
-    if (!m->made)
-        return DL_OK;
-    uint64_t at = bytes_of(m, dl_tensor_per_layer(id), id);
-    if (dl_tensor_per_layer(id))
-        at += bytes_of(m, false, DL_T_COUNT) + layer * bytes_of(m, true, DL_T_COUNT);
-    out->data = m->made + at;
-    return DL_OK;
+    (void)layer; /* all are alike */
+    return eng_made_tensor(&m->h, id, out) ? DL_OK : DL_EINVAL;
 }
 
 static int list(const dl_model *m, dl_model_row_fn *row, void *ud)
@@ -113,7 +91,7 @@ static int list(const dl_model *m, dl_model_row_fn *row, void *ud)
             struct dl_tensor t;
             char name[64], text[64];
             bool per_layer = dl_tensor_per_layer((enum dl_tensor_id)id);
-            if ((l && !per_layer) || !place(m, (enum dl_tensor_id)id, &t))
+            if ((l && !per_layer) || !eng_made_tensor(&m->h, (enum dl_tensor_id)id, &t))
                 continue;
             if (per_layer)
                 snprintf(name, sizeof name, "blk.%u.%s", l, dl_tensor_name((enum dl_tensor_id)id));
@@ -126,82 +104,6 @@ static int list(const dl_model *m, dl_model_row_fn *row, void *ud)
 }
 
 static const struct eng_reader reader = {.tensor = tensor, .list = list};
-
-/* --------------------------------------------------------------------------------------------- made-up weights */
-
-#define POOL_BLOCKS ((size_t)1 << 16)
-
-/* Blocks of random codes, symmetrical about zero, that everything is copied from. */
-struct pool {
-    struct dl_q40 *blocks; /* (POOL_BLOCKS) */
-    uint64_t state;
-};
-
-static uint64_t draw(struct pool *p)
-{
-    p->state ^= p->state << 13;
-    p->state ^= p->state >> 7;
-    p->state ^= p->state << 17;
-    return p->state;
-}
-
-static int pool_init(struct pool *p)
-{
-    *p = (struct pool){.blocks = dl_calloc(POOL_BLOCKS, sizeof *p->blocks), .state = 88172645463325252u};
-    if (!p->blocks)
-        return DL_ENOMEM;
-    for (size_t i = 0; i < POOL_BLOCKS; i++)
-        for (size_t j = 0; j < DL_BLOCK / 2; j++) {
-            uint64_t r = draw(p) >> 11;
-            p->blocks[i].qs[j] = (uint8_t)((1 + r % 15) | (1 + (r >> 16) % 15) << 4);
-        }
-    return DL_OK;
-}
-
-/* Values of about 1 / sqrt(cols), so that what is multiplied with them keeps its size; norms of about 1. */
-static void fill(struct pool *p, const struct dl_tensor *t, uint8_t *to)
-{
-    uint64_t n = t->row_bytes * t->rows * t->n_experts;
-    if (t->type == DL_F32) {
-        const bool norm = t->rows == 1;
-        for (uint64_t i = 0; i < n / sizeof(float); i++) {
-            float r = (float)(draw(p) >> 40) * 0x1p-23f - 1.0f, v = norm ? 1 + r / 10 : r / sqrtf((float)t->cols);
-            memcpy(to + i * sizeof v, &v, sizeof v);
-        }
-        return;
-    }
-    uint16_t d = dl_f32_to_f16(1.0f / (4.32f * sqrtf((float)t->cols)));
-    for (size_t i = 0; i < POOL_BLOCKS; i++)
-        p->blocks[i].d = d;
-    while (n) {
-        size_t first = (size_t)(draw(p) % POOL_BLOCKS);
-        size_t part = (size_t)DL_MIN(n, (POOL_BLOCKS - first) * sizeof *p->blocks);
-        memcpy(to, p->blocks + first, part);
-        to += part;
-        n -= part;
-    }
-}
-
-static int make_weights(dl_model *m)
-{
-    uint64_t have = dl_mem_available();
-    if (have && m->weight_bytes > have)
-        return dl_fail(DL_ELIMIT, "%s: its weights need %.2f GiB, %.2f GiB of memory are free: use fewer --layers",
-                       m->name, (double)m->weight_bytes / 0x1p30, (double)have / 0x1p30);
-    struct pool pool;
-    int err = pool_init(&pool);
-    m->made = err ? NULL : dl_alloc_aligned(64, (size_t)m->weight_bytes);
-    err = err ? err : m->made ? DL_OK : DL_ENOMEM;
-    for (uint32_t l = 0; !err && l < m->h.n_layers; l++)
-        for (int id = 0; id < DL_T_COUNT; id++) {
-            struct dl_tensor t;
-            bool here = !l || dl_tensor_per_layer((enum dl_tensor_id)id);
-            if (here && !tensor(m, (enum dl_tensor_id)id, l, &t))
-                fill(&pool, &t, m->made + (t.data - m->made));
-        }
-    free(pool.blocks);
-    return err;
-}
 
 int dl_model_open_shape(const char *name, uint32_t n_layers, bool weights, dl_model **out)
 {
@@ -225,10 +127,12 @@ int dl_model_open_shape(const char *name, uint32_t n_layers, bool weights, dl_mo
     m->parts[0].path = dl_xstrdup(s->name);
     snprintf(m->format, sizeof m->format, "shape");
     make_header(s, n_layers, &m->h);
-    m->weight_bytes = bytes_of(m, false, DL_T_COUNT) + m->h.n_layers * bytes_of(m, true, DL_T_COUNT);
+    m->weight_bytes = bytes_of(m, false) + m->h.n_layers * bytes_of(m, true);
     int err = eng_model_check_header(&m->h, m->name);
-    if (!err && weights)
-        err = make_weights(m);
+    if (!err && weights) {
+        m->made = eng_made_create();
+        err = m->made ? DL_OK : DL_ENOMEM;
+    }
     if (err)
         dl_model_close(&m);
     *out = m;

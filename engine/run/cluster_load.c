@@ -10,6 +10,8 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "reader.h"
+
 #define STAGE_BYTES ((size_t)1 << 20)
 #define OFFER_BYTES \
     (UINT64_C(64) << 20) /* hashed bytes after which digests are sent on, so that the worker can begin */
@@ -28,7 +30,8 @@ static int send_plan(struct eng_cluster *c, struct eng_peer *p)
                               .node = (uint32_t)p->link.node,
                               .shape = e->shape,
                               .opts = e->plan_opts,
-                              .rope_factors = e->rope_factors};
+                              .rope_factors = e->rope_factors,
+                              .made = e->model->made};
     struct dl_model_plan *mp;
     int err = dl_plan_build(e->h, &e->types, e->slices, m.node, m.n_nodes, &m.opts, &mp);
     if (err)
@@ -36,6 +39,7 @@ static int send_plan(struct eng_cluster *c, struct eng_peer *p)
     err = eng_plan_digest(&m, mp, &m.plan);
     struct eng_peer_load *l = &p->load;
     l->n = l->next = mp->n_weights;
+    l->n_offered = m.made ? l->n : 0;
     l->weights = dl_calloc(l->n, sizeof *l->weights);
     l->offers = dl_calloc(l->n, sizeof *l->offers);
     l->wanted = dl_calloc((size_t)dl_div_up(l->n, 8), 1);
@@ -160,7 +164,7 @@ static int take_ready(struct eng_peer *p, const struct eng_in *in)
         dl_log(DL_LOG_INFO, "%s: got %.1f MB of weights in %.1f s, %.0f MB/s", p->link.who, (double)l->sent / 1e6, s,
                (double)l->sent / 1e6 / DL_MAX(s, 1e-3));
     else
-        dl_log(DL_LOG_INFO, "%s: had all of its weights", p->link.who);
+        dl_log(DL_LOG_INFO, "%s: had all of its weights, or made them up", p->link.who);
     p->done = true;
     return DL_OK;
 }
@@ -228,6 +232,10 @@ static int send_offers(struct eng_cluster *c, struct eng_peer *p, uint32_t upto)
 /* Weight by weight over all workers, so that what they share of a tensor is read from the disk once. */
 int eng_cluster_offer(struct eng_cluster *c)
 {
+    if (c->e->model->made) {
+        eng_cluster_phase(c, "making weights up");
+        return DL_OK;
+    }
     struct eng_hash *hash = eng_hash_create();
     void *stage = dl_calloc(1, STAGE_BYTES);
     int err = hash && stage ? DL_OK : DL_ENOMEM;

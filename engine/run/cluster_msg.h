@@ -111,6 +111,7 @@ struct eng_model_msg {
     struct dl_plan_opts opts;
     float *rope_factors;    /* (n_rot / 2), owned; NULL where the model has none */
     struct eng_digest plan; /* of the receiver's plan, as the sender builds it */
+    bool made;              /* there is no file: the receiver makes its weights up, OFFER to GOT are left out */
 };
 void eng_model_write(struct eng_out *o, const struct eng_model_msg *m);
 /* n_nodes and node are what the transport says. Owned parts are set only on success. DL_ENOMEM too, DL_EUNSUP for a header over

@@ -190,6 +190,7 @@ void eng_model_write(struct eng_out *o, const struct eng_model_msg *m)
         eng_put_u8(o, (uint8_t)m->types.layer[i]);
     for (uint32_t i = 0; m->rope_factors && i < m->h.n_rot / 2; i++)
         eng_put_f32(o, m->rope_factors[i]);
+    eng_put_u8(o, m->made);
     eng_put_bytes(o, m->plan.v, sizeof m->plan.v);
 }
 
@@ -212,7 +213,11 @@ int eng_model_read(const struct eng_in *in, uint32_t n_nodes, uint32_t node, str
         err = read_types(in, &c, &m);
     if (!err && !c.bad)
         err = read_factors(in, &c, &m);
+    uint8_t made = eng_read_u8(&c, "kind of weights");
+    m.made = made;
     eng_in_digest(&c, &m.plan);
+    if (!err && made > 1)
+        err = eng_in_wrong(in, "an unknown kind of weights");
     if (!err)
         err = eng_in_close(in, &c);
     if (err)

@@ -6,6 +6,8 @@
 
 #include <stdlib.h>
 
+#include "reader.h"
+
 #define DEFAULT_CTX 8192u
 #define DEFAULT_BATCH 128u
 #define DEFAULT_OUT 8u
@@ -72,9 +74,9 @@ static int check_memory(const dl_engine *e, uint64_t copied)
         return dl_fail(
             DL_ELIMIT,
             "memory: %s needs %.2f GiB beside its file (KV cache %.2f for a context of %u, activations %.2f, weights "
-            "%.2f), %.2f GiB are free: use a smaller --ctx or --batch",
+            "%.2f), %.2f GiB are free: use a smaller --ctx or --batch%s",
             dl_model_name(e->model), gib(need), gib(e->info.kv_bytes), e->ctx, gib(e->info.act_bytes), gib(copied),
-            gib(avail));
+            gib(avail), e->model->made ? ", or fewer --layers" : "");
     if (e->info.weight_bytes > avail - need)
         dl_log(DL_LOG_WARN,
                "memory: %s has %.2f GiB of weights, %.2f GiB are free: they will be read from disk again and again",

@@ -8,6 +8,8 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "reader.h"
+
 int dl_session_create(dl_engine *e, dl_session **out)
 {
     *out = NULL;
@@ -114,8 +116,11 @@ static void embed(const dl_engine *e, const struct dl_step_item *items, uint32_t
 {
     for (uint32_t i = 0; i < n_items; i++)
         for (uint32_t j = 0; j < items[i].n; j++, to += e->h->dim) {
-            dl_row_to_f32(e->embed.type, e->embed.data + (uint64_t)items[i].tokens[j] * e->embed.row_bytes, to,
-                          e->h->dim);
+            const uint64_t row = (uint64_t)items[i].tokens[j];
+            if (e->model->made)
+                eng_made_row_f32(e->model->made, &e->embed, DL_T_EMBED, 0, row, to);
+            else
+                dl_row_to_f32(e->embed.type, e->embed.data + row * e->embed.row_bytes, to, e->h->dim);
             for (uint32_t c = 0; e->embed_type == DL_F16 && c < e->h->dim; c++)
                 to[c] = dl_f16_to_f32(dl_f32_to_f16(to[c]));
         }

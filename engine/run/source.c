@@ -6,11 +6,11 @@
 
 #include <string.h>
 
-bool eng_source_find(const dl_model *m, const struct dl_weight *w, struct eng_source *s)
+#include "reader.h"
+
+static bool place(struct eng_source *s)
 {
-    *s = (struct eng_source){.w = *w};
-    if (dl_model_tensor(m, w->id, w->layer, &s->t))
-        return false;
+    const struct dl_weight *w = &s->w;
     uint64_t upto;
     if (!dl_row_bytes(s->t.type, w->cols, &s->row_bytes) || !dl_row_bytes(s->t.type, w->col0, &s->col_at) ||
         !dl_add_u64(s->row_bytes, s->col_at, &upto) || upto > s->t.row_bytes || w->row0 > s->t.rows ||
@@ -19,19 +19,49 @@ bool eng_source_find(const dl_model *m, const struct dl_weight *w, struct eng_so
     s->bytes = s->row_bytes * w->rows * s->t.n_experts;
     bool rows_whole = s->row_bytes == s->t.row_bytes || w->rows == 1;
     bool experts_whole = s->t.n_experts == 1 || s->t.expert_bytes == s->row_bytes * w->rows;
-    s->in_place = rows_whole && experts_whole;
+    s->in_place = rows_whole && experts_whole && !s->made;
     return true;
+}
+
+/* What is made up follows from the name of the tensor. */
+static struct eng_source begin(const struct dl_model_header *h, const struct eng_made *made, const struct dl_weight *w)
+{
+    struct eng_source s = {.w = *w, .made = made};
+    if (made && h->tied && w->id == DL_T_OUTPUT)
+        s.w.id = DL_T_EMBED;
+    return s;
+}
+
+bool eng_source_find(const dl_model *m, const struct dl_weight *w, struct eng_source *s)
+{
+    *s = begin(&m->h, m->made, w);
+    return !dl_model_tensor(m, w->id, w->layer, &s->t) && (s->t.data || s->made) && place(s);
+}
+
+int eng_source_make(const struct dl_model_header *h, const struct eng_made *made, const struct dl_weight *w,
+                    struct eng_source *s)
+{
+    *s = begin(h, made, w);
+    if (eng_made_tensor(h, s->w.id, &s->t) && place(s))
+        return DL_OK;
+    return dl_fail(DL_EINVAL, "weights: a made-up model has no such part of %s", dl_tensor_name(w->id));
 }
 
 int eng_source_need(const dl_model *m, const struct dl_weight *w, struct eng_source *s)
 {
     if (eng_source_find(m, w, s))
         return DL_OK;
-    if (!s->t.data)
+    if (!s->t.data && !(s->made && s->t.rows))
         return dl_fail(DL_EFORMAT, "%s: layer %u has no %s", dl_model_name(m), w->layer, dl_tensor_name(w->id));
     return dl_fail(DL_EINVAL, "%s: %s of layer %u is %u x %u, too small for the slice (%u + %u, %u + %u)",
                    dl_model_name(m), dl_tensor_name(w->id), w->layer, s->t.rows, s->t.cols, w->row0, w->rows, w->col0,
                    w->cols);
+}
+
+/* Which row of the tensor, counted through its experts, is row `row` of the slice. */
+static uint64_t row_of(const struct eng_source *s, uint64_t row)
+{
+    return row / s->w.rows * s->t.rows + s->w.row0 + row % s->w.rows;
 }
 
 static const uint8_t *row_at(const struct eng_source *s, uint64_t row)
@@ -55,7 +85,10 @@ void eng_source_read(const struct eng_source *s, uint64_t at, void *out, size_t 
     while (n) {
         uint64_t row = at / s->row_bytes, skip = at % s->row_bytes;
         size_t part = (size_t)DL_MIN(n, s->row_bytes - skip);
-        memcpy(to, row_at(s, row) + skip, part);
+        if (s->made)
+            eng_made_read(s->made, &s->t, s->w.id, s->w.layer, row_of(s, row), s->col_at + skip, to, part);
+        else
+            memcpy(to, row_at(s, row) + skip, part);
         to += part;
         at += part;
         n -= part;

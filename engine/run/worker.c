@@ -159,7 +159,7 @@ static void split_weights(const struct eng_worker *w, uint64_t weights, struct e
 {
     const struct eng_node *n = &w->e->nodes[0];
     m->copied = weights;
-    if (!n->dev->threads) /* a GPU has its own memory */
+    if (!n->dev->threads || w->model.made) /* a GPU has its own memory */
         return;
     if (w->cache && eng_cache_could_hold(w->cache, weights)) {
         m->mapped = weights;

@@ -262,8 +262,32 @@ static int fetch_wanted(struct loader *l)
     return err;
 }
 
+static int make_all(struct eng_worker *w)
+{
+    struct eng_node *n = &w->e->nodes[0];
+    struct eng_made *made = eng_made_create();
+    int err = made ? DL_OK : DL_ENOMEM;
+    for (uint32_t i = 0; !err && i < n->mp->n_weights; i++) {
+        const struct dl_weight *weight = &n->mp->weights[i];
+        const struct dl_buf_desc *d = &n->mp->plan.bufs[weight->buf];
+        struct eng_source s;
+        err = eng_source_make(w->e->h, made, weight, &s);
+        if (!err && (s.t.type != d->type || s.bytes != d->bytes))
+            err = dl_fail(DL_EFORMAT, "%s: wants %s made up as %s, which it never is", w->link.who, d->name,
+                          dl_type_info(d->type)->name);
+        if (!err)
+            err = dl_buf_create(n->dev, d, &n->bufs[weight->buf]);
+        if (!err)
+            err = eng_weights_write(n->dev, n->bufs[weight->buf], &s, tick, w);
+    }
+    eng_made_destroy(&made);
+    return err;
+}
+
 int eng_worker_weights(struct eng_worker *w)
 {
+    if (w->model.made)
+        return make_all(w);
     struct loader l = {.w = w, .node = &w->e->nodes[0], .n = w->e->nodes[0].mp->n_weights};
     l.offers = dl_calloc(l.n, sizeof *l.offers);
     l.wanted = dl_calloc((size_t)dl_div_up(l.n, 8), 1);

@@ -96,8 +96,8 @@ int dl_model_open(const char *path, dl_model **out);
 /* The same from memory, which the caller keeps until dl_model_close. `name` for messages. */
 int dl_model_open_mem(const void *bytes, size_t n, const char *name, dl_model **out);
 /* A model of a well-known shape, by its name ("llama3.1-8b"), with n_layers layers (0: as published), Q40 matrices and f32 norms.
- * Without `weights` its tensors have data NULL, and it takes next to no memory; with them, they hold random numbers of a
- * sensible size. DL_EINVAL for an unknown name (logged with those there are), DL_ELIMIT when memory does not suffice. */
+ * Its tensors have data NULL, and it takes next to no memory. With `weights` an engine computes with random numbers of a sensible size,
+ * which every node makes for its slice: nothing is sent. DL_EINVAL for an unknown name (logged with those there are). */
 int dl_model_open_shape(const char *name, uint32_t n_layers, bool weights, dl_model **out);
 const char *dl_shape_name(uint32_t i); /* of the i-th shape; NULL beyond the last */
 void dl_model_close(dl_model **model); /* nulls, accepts &NULL */
