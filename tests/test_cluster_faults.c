@@ -278,13 +278,13 @@ static void the_root_refuses(void **state)
     struct rig r;
     rig_open(&r, NULL, 1);
     struct stranger s = {.hello = {ENG_PROTOCOL, "0.0.1", "a test"}};
-    root_meets(&r, &s, DL_EUNSUP, "node 1: is version 0.0.1");
+    root_meets(&r, &s, DL_EUNSUP, "node 1: joining: it is version 0.0.1");
     s.hello = (struct eng_hello){ENG_PROTOCOL + 1, DL_VERSION, "a test"};
     root_meets(&r, &s, DL_EUNSUP, "protocol");
     s.hello = (struct eng_hello){0};
     root_meets(&r, &s, DL_EPEER, "node 1: joining: it has not said anything for 0.3");
     s.hello = (struct eng_hello){ENG_PROTOCOL, DL_VERSION, "a test"};
-    root_meets(&r, &s, DL_EUNSUP, "node 1 (a test): plans another computation");
+    root_meets(&r, &s, DL_EUNSUP, "node 1 (a test): planning: it plans another computation");
     rig_close(&r);
 }
 

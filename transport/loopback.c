@@ -174,7 +174,7 @@ static void settle_hopeless(struct cluster *c)
                 e->due_ns = 0;
             } else if (!e->settled && t->started - (t->len - k) >= c->limit) {
                 if (!c->said)
-                    dl_log(DL_LOG_ERROR, "transport: node %d is gone: what it takes part in fails", who_is_gone(c));
+                    dl_log(DL_LOG_INFO, "transport: node %d is gone: what it takes part in fails", who_is_gone(c));
                 c->said = true;
                 settle(t, e, DL_EPEER, 0);
             }
@@ -266,7 +266,8 @@ static int lb_start(dl_transport *transport, const struct dl_xfer *x, dl_xfer_do
 
 static int gone(const struct node *t, int node)
 {
-    return dl_fail(DL_EPEER, "transport: node %d has lost node %d", t->base.node, node);
+    dl_log(DL_LOG_DEBUG, "transport: node %d has lost node %d", t->base.node, node);
+    return DL_EPEER;
 }
 
 static int lb_send(dl_transport *transport, int node, const void *msg, size_t n)

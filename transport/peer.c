@@ -292,7 +292,7 @@ void tp_break(struct tp_tcp *t, int node, int by, bool left, const char *why)
     pthread_cond_broadcast(&t->changed);
     pthread_mutex_unlock(&t->lock);
     if (!t->hanging_up)
-        dl_log(DL_LOG_ERROR, "transport: node %d (%s) is %s: %s%s", node, t->peers[node].name, left ? "gone" : "lost",
+        dl_log(DL_LOG_INFO, "transport: node %d (%s) is %s: %s%s", node, t->peers[node].name, left ? "gone" : "lost",
                why, seen);
     struct tp_broken b = {.node = (uint16_t)node, .by = (uint16_t)by};
     snprintf(b.why, sizeof b.why, "%s", why);

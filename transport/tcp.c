@@ -123,7 +123,8 @@ static int tcp_start(dl_transport *transport, const struct dl_xfer *x, dl_xfer_d
 
 static int gone(const struct tp_tcp *t, int node)
 {
-    return dl_fail(DL_EPEER, "transport: node %d has lost node %d", t->base.node, node);
+    dl_log(DL_LOG_DEBUG, "transport: node %d has lost node %d", t->base.node, node);
+    return DL_EPEER;
 }
 
 static int tcp_send(dl_transport *transport, int node, const void *msg, size_t n)

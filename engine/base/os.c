@@ -29,6 +29,12 @@ uint64_t dl_now_ns(void)
     return (uint64_t)t.tv_sec * 1000000000u + (uint64_t)t.tv_nsec;
 }
 
+void dl_sleep_ns(uint64_t ns)
+{
+    struct timespec t = {.tv_sec = (time_t)(ns / 1000000000u), .tv_nsec = (long)(ns % 1000000000u)};
+    (void)nanosleep(&t, NULL);
+}
+
 /* Large blocks are mappings of their own: fresh pages are zero and cost nothing until they are touched, so a KV cache for a long
  * context is only as large as what it holds. One page in front remembers the mapping for dl_free_aligned. */
 #define BIG ((size_t)1 << 20)

@@ -3,6 +3,7 @@
  * engine/run/cluster.c: the root's workers: joining, waiting for them, and finding out who is to blame when something fails.
  */
 #include "cluster.h"
+#include "heal.h"
 
 #include <stdarg.h>
 #include <stdio.h>
@@ -26,6 +27,32 @@ void eng_cluster_phase(struct eng_cluster *c, const char *fmt, ...)
 
 /* ------------------------------------------------------------------------------------------------ who was it */
 
+int eng_cluster_blame(struct eng_cluster *c, const struct eng_peer *p, int err, const char *fmt, ...)
+{
+    char why[ENG_TEXT_MOST + 1], what[64] = "";
+    va_list ap;
+    va_start(ap, fmt);
+    vsnprintf(why, sizeof why, fmt, ap);
+    va_end(ap);
+    if (c->e->bad_exchange)
+        snprintf(what, sizeof what, ", exchange %u", c->e->bad_exchange);
+    snprintf(c->blame, sizeof c->blame, "%s: %s%s: %s%s", p ? p->link.who : "cluster", c->phase, what,
+             err == DL_EPEER && p && !p->explained ? "it is lost: " : "", why);
+    if (c->e->heal)
+        eng_heal_fault(c->e, p ? p->link.node : -1, err, c->phase, why);
+    else
+        dl_log(DL_LOG_ERROR, "%s", c->blame);
+    return err;
+}
+
+int eng_cluster_nonsense(struct eng_cluster *c, const struct eng_peer *p, int err)
+{
+    if (c->e->heal)
+        eng_heal_fault(c->e, p->link.node, err, c->phase, "what it sends makes no sense");
+    eng_cluster_leave(c, err, "a worker sends what makes no sense to the root");
+    return err;
+}
+
 /* What is known of a failure: somebody's own words, or that somebody is gone. One who says that he lost another is no cause. */
 struct blame {
     const struct eng_peer *who;
@@ -40,7 +67,8 @@ static void listen_to(struct eng_peer *p, uint64_t timeout_ns, struct blame *b)
     if (err == DL_ETIMEDOUT || (!err && eng_in_type(&in) != ENG_MSG_ERROR))
         return;
     p->gone = true; /* who says ERROR closes after it */
-    struct eng_error said = {.code = DL_EPEER, .text = "it is gone"};
+    struct eng_error said = {.code = DL_EPEER, .text = "its connection has ended"};
+    p->explained = !err;
     if (!err && (eng_error_read(&in, &said) || (said.code == DL_EPEER && b->who)))
         return;
     if (err || said.code != DL_EPEER || !b->who)
@@ -54,8 +82,9 @@ static void ask_transport(struct eng_cluster *c, struct blame *b)
     int lost = c->t && !(b->cause && b->said.code != DL_EPEER) ? dl_transport_lost(c->t, why, sizeof why) : -1;
     if (lost <= 0 || (uint32_t)lost > c->n_peers)
         return;
+    c->peers[lost - 1].explained = false;
     *b = (struct blame){.who = &c->peers[lost - 1], .said = {.code = DL_EPEER}, .cause = true};
-    snprintf(b->said.text, sizeof b->said.text, "it is lost: %s", why);
+    snprintf(b->said.text, sizeof b->said.text, "%s", why);
     c->peers[lost - 1].gone = true;
 }
 
@@ -72,16 +101,14 @@ static int accuse(struct eng_cluster *c, struct blame *b, int err)
         }
     }
     ask_transport(c, b);
-    char what[64] = "", line[2 * ENG_TEXT_MOST];
-    if (c->e->bad_exchange)
-        snprintf(what, sizeof what, ", exchange %u", c->e->bad_exchange);
-    if (b->who)
-        snprintf(line, sizeof line, "%s: %s%s: %s", b->who->link.who, c->phase, what, b->said.text);
+    if (b->who && (b->cause || !c->e->heal))
+        (void)eng_cluster_blame(c, b->who, b->said.code, "%s", b->said.text);
+    else if (b->who) /* a witness */
+        (void)eng_cluster_blame(c, NULL, DL_EPEER, "%.80s says: %.300s", b->who->link.who, b->said.text);
     else
-        snprintf(line, sizeof line, "cluster: %s%s: %s", c->phase, what,
-                 c->e->bad_silence ? "a node keeps the others waiting" : dl_err_text(err));
-    dl_log(DL_LOG_ERROR, "%s", line);
-    eng_cluster_leave(c, DL_EPEER, line);
+        (void)eng_cluster_blame(c, NULL, DL_EPEER, "%s",
+                                c->e->bad_silence ? "a node keeps the others waiting" : dl_err_text(err));
+    eng_cluster_leave(c, DL_EPEER, c->blame);
     return b->who ? b->said.code : DL_EPEER;
 }
 
@@ -94,13 +121,11 @@ int eng_cluster_lost(struct eng_cluster *c, int err)
 
 /* ------------------------------------------------------------------------------------------------- waiting */
 
-static int silent(struct eng_cluster *c, const struct eng_peer *p)
+static int silent(struct eng_cluster *c, struct eng_peer *p)
 {
-    char line[2 * ENG_TEXT_MOST];
-    snprintf(line, sizeof line, "%s: %s: it has not said anything for %.1f s", p->link.who, c->phase,
-             (double)p->silent_ns / 1e9);
-    dl_log(DL_LOG_ERROR, "%s", line);
-    eng_cluster_leave(c, DL_EPEER, line);
+    p->explained = true;
+    (void)eng_cluster_blame(c, p, DL_EPEER, "it has not said anything for %.1f s", (double)p->silent_ns / 1e9);
+    eng_cluster_leave(c, DL_EPEER, c->blame);
     return DL_EPEER;
 }
 
@@ -109,22 +134,20 @@ static int heard(struct eng_cluster *c, struct eng_peer *p, int err, const struc
 {
     if (err == DL_ETIMEDOUT)
         return DL_OK;
-    struct blame b = {.who = p, .said = {.code = err, .text = "it is gone"}, .cause = true};
+    struct blame b = {.who = p, .said = {.code = err, .text = "its connection has ended"}, .cause = true};
     if (err == DL_EPEER)
         p->gone = true;
     if (err == DL_EPEER)
         return accuse(c, &b, err);
     if (!err && eng_in_type(in) == ENG_MSG_ERROR) {
-        p->gone = true;
+        p->gone = p->explained = true;
         err = eng_error_read(in, &b.said);
         b.cause = b.said.code != DL_EPEER;
         if (!err)
             return accuse(c, &b, b.said.code);
     }
-    if (err) {
-        eng_cluster_leave(c, err, "a worker sends what makes no sense to the root");
-        return err;
-    }
+    if (err)
+        return eng_cluster_nonsense(c, p, err);
     p->silent_ns = 0;
     *from = p;
     return DL_OK;
@@ -135,6 +158,10 @@ int eng_cluster_poll(struct eng_cluster *c, size_t most, uint64_t timeout_ns, st
     *from = NULL;
     struct eng_peer *one = NULL;
     uint32_t n = 0;
+    if (!c->e->formed && eng_heal_stop(c->e)) {
+        eng_cluster_leave(c, DL_ECANCELED, "the root was told to stop");
+        return DL_ECANCELED;
+    }
     for (uint32_t i = 0; i < c->n_peers; i++) {
         struct eng_peer *p = &c->peers[(c->turn + i) % c->n_peers];
         if (p->done)
@@ -182,27 +209,19 @@ int eng_cluster_next(struct eng_cluster *c, size_t most, struct eng_peer **from,
 
 /* ------------------------------------------------------------------------------------------------- joining */
 
-static int refuse(struct eng_cluster *c, int err, const char *line)
-{
-    dl_log(DL_LOG_ERROR, "%s", line);
-    eng_cluster_leave(c, err, line);
-    return err;
-}
-
 static int meet(struct eng_cluster *c, struct eng_peer *p, const struct eng_in *in)
 {
     struct eng_hello h;
-    char line[2 * ENG_TEXT_MOST];
     int err = eng_in_type(in) == ENG_MSG_HELLO ? eng_hello_read(in, &h) : eng_link_unexpected(in, "HELLO");
-    if (err) {
-        eng_cluster_leave(c, err, "a worker does not answer as one");
-        return err;
-    }
+    if (err)
+        return eng_cluster_nonsense(c, p, err);
     if (h.protocol != ENG_PROTOCOL || strcmp(h.build, DL_VERSION) != 0) {
-        snprintf(line, sizeof line,
-                 "%s: is version %s (protocol %u), the root is %s (protocol %u): install the same on all nodes",
-                 p->link.who, h.build, h.protocol, DL_VERSION, ENG_PROTOCOL);
-        return refuse(c, DL_EUNSUP, line);
+        err = eng_cluster_blame(
+            c, p, DL_EUNSUP,
+            "it is version %s (protocol %u), the root is %s (protocol %u): install the same on all nodes", h.build,
+            h.protocol, DL_VERSION, ENG_PROTOCOL);
+        eng_cluster_leave(c, err, c->blame);
+        return err;
     }
     const size_t len = strlen(p->link.who);
     snprintf(p->link.who + len, sizeof p->link.who - len, " (%s)", h.about);
@@ -211,12 +230,14 @@ static int meet(struct eng_cluster *c, struct eng_peer *p, const struct eng_in *
 }
 
 /* By its number, which is what --split counts, and by its address where it has one. */
-static void name_it(struct eng_link *l)
+static void name_it(const dl_engine *e, struct eng_link *l)
 {
     struct dl_node_info info;
+    char plain[32];
     dl_transport_node_info(l->t, l->node, &info);
-    int n = snprintf(l->who, sizeof l->who, "node %d", l->node);
-    if (info.name[0] && strcmp(info.name, l->who) != 0)
+    snprintf(plain, sizeof plain, "node %d", l->node);
+    int n = snprintf(l->who, sizeof l->who, "node %u", eng_heal_number(e, l->node));
+    if (info.name[0] && strcmp(info.name, plain) != 0)
         snprintf(l->who + n, sizeof l->who - (size_t)n, " at %.100s", info.name);
 }
 
@@ -234,7 +255,7 @@ int eng_cluster_join(dl_engine *e, dl_transport *t)
     c->n_peers = n;
     for (uint32_t i = 0; i < n; i++) {
         c->peers[i].link = (struct eng_link){.t = t, .node = (int)i + 1};
-        name_it(&c->peers[i].link);
+        name_it(e, &c->peers[i].link);
     }
     eng_cluster_phase(c, "joining");
     struct eng_hello me = {.protocol = ENG_PROTOCOL};
@@ -266,6 +287,10 @@ void eng_cluster_leave(struct eng_cluster *c, int err, const char *why)
     for (uint32_t i = 0; i < c->n_peers; i++)
         if (!c->peers[i].gone)
             (void)eng_link_send(&c->peers[i].link, &c->out);
+    struct dl_transport_stats carried;
+    dl_transport_stats(c->t, &carried);
+    c->e->carried.sent_bytes += carried.sent_bytes;
+    c->e->carried.received_bytes += carried.received_bytes;
     c->t = NULL;
     dl_transport_close(&c->e->nodes[0].transport);
 }

@@ -28,6 +28,7 @@ struct eng_peer {
     struct eng_digest plan; /* of its plan */
     bool done;              /* nothing more is expected of it in this phase */
     bool gone;              /* the transport has said so */
+    bool explained;         /* there are words about it that say more than that it is lost */
     uint64_t silent_ns;     /* how long we have waited for it */
     struct eng_peer_load load;
 };
@@ -37,7 +38,8 @@ struct eng_cluster {
     dl_transport *t; /* that of e->nodes[0]; NULL once it is given up */
     struct eng_peer *peers;
     uint32_t n_peers, turn;
-    char phase[48]; /* what the log says that we were doing: "joining", "step 12" */
+    char blame[2 * ENG_TEXT_MOST]; /* the line about who failed */
+    char phase[48];                /* what the log says that we were doing: "joining", "step 12" */
     uint64_t step;
     struct eng_out out;
     struct eng_tables tables;
@@ -58,6 +60,11 @@ int eng_cluster_poll(struct eng_cluster *c, size_t most, uint64_t timeout_ns, st
                      struct eng_in *in);
 /* Waits until there is one. NULL: everybody is done. */
 int eng_cluster_next(struct eng_cluster *c, size_t most, struct eng_peer **from, struct eng_in *in);
+/* A worker (NULL: nobody knows which) has failed in this phase. The line in the log, or what the engine that heals says of it. Returns
+ * err. */
+int eng_cluster_blame(struct eng_cluster *c, const struct eng_peer *p, int err, const char *fmt, ...) DL_PRINTF(4, 5);
+/* A message of a worker's makes no sense, which is logged: ends the cluster. Returns err. */
+int eng_cluster_nonsense(struct eng_cluster *c, const struct eng_peer *p, int err);
 /* An exchange of the current phase ended in `err`: finds out who is to blame, logs it, ends the transport. Returns DL_EPEER. */
 int eng_cluster_lost(struct eng_cluster *c, int err);
 

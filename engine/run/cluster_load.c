@@ -5,6 +5,7 @@
  * way.
  */
 #include "cluster.h"
+#include "heal.h"
 
 #include <stdio.h>
 #include <stdlib.h>
@@ -63,19 +64,22 @@ static double gib(uint64_t bytes)
 }
 
 /* The worker compares the digests as well, and says so in its own log. */
-static int check_memory(const struct eng_peer *p, const struct eng_memory *m)
+static int check_memory(struct eng_cluster *c, const struct eng_peer *p, const struct eng_memory *m)
 {
     if (!eng_digest_equal(&m->plan, &p->plan))
-        return dl_fail(DL_EUNSUP,
-                       "%s: plans another computation for its slice than the root does: install the same build on all "
-                       "nodes",
-                       p->link.who);
+        return eng_cluster_blame(
+            c, p, DL_EUNSUP,
+            "it plans another computation for its slice than the root does: install the same build "
+            "on all nodes");
     double need = gib(m->kv) + gib(m->act) + gib(m->copied);
-    if (!m->fits)
-        return dl_fail(DL_ELIMIT,
-                       "%s: needs %.2f GiB (KV cache %.2f, activations %.2f, weights %.2f), %.2f GiB are free: give it "
-                       "a smaller share (--split), or use a smaller --ctx or --batch",
-                       p->link.who, need, gib(m->kv), gib(m->act), gib(m->copied), gib(m->avail));
+    if (!m->fits) {
+        eng_heal_memory(c->e, p->link.node, need, gib(m->avail));
+        return eng_cluster_blame(
+            c, p, DL_ELIMIT,
+            "it needs %.2f GiB (KV cache %.2f, activations %.2f, weights %.2f), %.2f GiB are free: give it a smaller "
+            "share (--split), or use a smaller --ctx or --batch",
+            need, gib(m->kv), gib(m->act), gib(m->copied), gib(m->avail));
+    }
     if (m->avail && gib(m->mapped) > gib(m->avail) - need)
         dl_log(DL_LOG_WARN,
                "%s: has %.2f GiB of weights, %.2f GiB are free: it will read them from disk again and again",
@@ -98,9 +102,11 @@ int eng_cluster_plan(struct eng_cluster *c)
             break;
         err = eng_in_type(&in) == ENG_MSG_MEMORY ? eng_memory_read(&in, &m) : eng_link_unexpected(&in, "MEMORY");
         if (!err) {
-            int refused = check_memory(p, &m);
+            int refused = check_memory(c, p, &m);
             first = first ? first : refused;
             p->done = true;
+        } else {
+            return eng_cluster_nonsense(c, p, err);
         }
     }
     err = err ? err : first;
@@ -189,9 +195,7 @@ static int take_one(struct eng_cluster *c, uint64_t timeout_ns, struct eng_peer 
     default:
         err = eng_link_unexpected(&in, "WANT, GOT or READY");
     }
-    if (err)
-        eng_cluster_leave(c, err, "a worker sends what makes no sense to the root");
-    return err;
+    return err ? eng_cluster_nonsense(c, *from, err) : DL_OK;
 }
 
 /* ------------------------------------------------------------------------------------------------- digests */

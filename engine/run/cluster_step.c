@@ -47,7 +47,7 @@ static int hear_all(struct eng_cluster *c, const struct eng_want *wants, uint32_
                   ? eng_logits_read(&in, c->step, wants, n_rows, &c->e->slices[p->link.node], rows)
                   : eng_link_unexpected(&in, "LOGITS");
         if (err) {
-            eng_cluster_leave(c, err, "a worker sends what makes no sense to the root");
+            (void)eng_cluster_nonsense(c, p, err);
             return DL_EPEER;
         }
         p->done = true;

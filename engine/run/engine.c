@@ -3,6 +3,7 @@
  * engine/run/engine.c: makes an engine: slices, plans, buffers, weights, programs. Says before loading when it cannot fit.
  */
 #include "cluster.h"
+#include "heal.h"
 
 #include <stdlib.h>
 
@@ -87,11 +88,8 @@ static int check_memory(const dl_engine *e, uint64_t copied)
 /* What travels with a batch fits into one message: the transport takes no larger ones. */
 static int suit_messages(dl_engine *e)
 {
-    uint32_t rows = 8;
     uint64_t embed = (uint64_t)e->h->dim * (e->embed_type == DL_F16 ? sizeof(uint16_t) : sizeof(float));
-    for (uint32_t i = 0; i < e->n_slices; i++)
-        rows = DL_MAX(rows, e->slices[i].n_vocab);
-    uint64_t tokens = ENG_BULK_MOST / 2 / embed, out = ENG_BULK_MOST / 2 / (rows * sizeof(float));
+    uint64_t tokens = ENG_BULK_MOST / 2 / embed, out = ENG_BULK_MOST / 2 / (e->h->vocab * sizeof(float));
     e->shape.max_tokens = (uint32_t)DL_MIN(e->shape.max_tokens, DL_MAX(tokens, 1));
     e->shape.max_out = (uint32_t)DL_MIN(e->shape.max_out, DL_MAX(out, 1));
     if (e->plan_opts.kv_blocks * sizeof(uint32_t) > ENG_BULK_MOST / 4)
@@ -100,13 +98,10 @@ static int suit_messages(dl_engine *e)
     return DL_OK;
 }
 
-static int make_plans(dl_engine *e, const struct dl_engine_opts *o)
+/* What stays when nodes come and go: sessions rely on it. */
+static int make_shape(dl_engine *e)
 {
-    int err = dl_model_types(e->model, &e->types);
-    if (!err)
-        err = dl_slices_make(e->h, column_unit(e->h, &e->types), o->shares, e->n_slices, e->slices);
-    if (err)
-        return err;
+    const struct dl_engine_opts *o = &e->opts;
     uint32_t sessions = o->max_sessions ? o->max_sessions : 1;
     e->ctx = pick_ctx(e, o, sessions);
     uint64_t cols = dl_div_up(e->ctx, DL_KV_BLOCK), blocks = cols * sessions;
@@ -117,18 +112,27 @@ static int make_plans(dl_engine *e, const struct dl_engine_opts *o)
                                        .max_tables = sessions,
                                        .table_cols = (uint32_t)cols};
     e->plan_opts = (struct dl_plan_opts){.kv_blocks = (uint32_t)blocks, .kv_type = o->kv_type, .wire = o->wire};
-    if (e->cluster)
-        err = suit_messages(e);
+    int err = e->cluster || e->heal ? suit_messages(e) : DL_OK;
     e->shape.max_out = DL_MIN(e->shape.max_out, e->shape.max_tokens);
     e->plan_opts.max_tokens = e->shape.max_tokens;
     e->plan_opts.max_out = e->shape.max_out;
-    for (uint32_t d = 0; !err && d < e->n_nodes; d++)
-        err =
-            dl_plan_build(e->h, &e->types, e->slices, e->first_slice + d, e->n_slices, &e->plan_opts, &e->nodes[d].mp);
     if (!err)
         err = eng_kv_init(&e->kv, (uint32_t)blocks);
     if (!err)
         err = eng_batch_buffers(e);
+    return err;
+}
+
+static int make_plans(dl_engine *e)
+{
+    double shares[ENG_MOST_NODES];
+    int err = dl_slices_make(e->h, column_unit(e->h, &e->types), e->heal ? eng_heal_shares(e, shares) : e->opts.shares,
+                             e->n_slices, e->slices);
+    if (!err && !e->kv.refs)
+        err = make_shape(e);
+    for (uint32_t d = 0; !err && d < e->n_nodes; d++)
+        err =
+            dl_plan_build(e->h, &e->types, e->slices, e->first_slice + d, e->n_slices, &e->plan_opts, &e->nodes[d].mp);
     return err;
 }
 
@@ -146,6 +150,7 @@ static int make_transports(dl_engine *e)
 
 static void sum_sizes(dl_engine *e)
 {
+    e->info.kv_bytes = e->info.act_bytes = 0;
     for (uint32_t d = 0; d < e->n_nodes; d++) {
         uint64_t kv, act, weights;
         (void)eng_node_sizes(&e->nodes[d], &kv, &act, &weights); /* of a file that is there: they can be counted */
@@ -211,37 +216,82 @@ static int check_opts(const struct dl_engine_opts *o)
     if (!o->model || !o->n_devices || (o->kv_type != DL_F16 && o->kv_type != DL_F32 && o->kv_type != DL_Q80) ||
         (o->wire != DL_F16 && o->wire != DL_F32 && o->wire != DL_Q80))
         return dl_fail(DL_EINVAL, "engine: needs a model, devices, and f16, f32 or q80 for the KV cache and the wire");
-    if (!o->transport)
+    if (o->cluster && (o->transport || !o->cluster->connect || o->cluster->n_workers >= ENG_MOST_NODES))
+        return dl_fail(DL_EINVAL, "engine: a cluster has a way to connect and less than %u workers", ENG_MOST_NODES);
+    if (!o->transport && !o->cluster)
         return DL_OK;
     if (o->n_devices != 1)
         return dl_fail(DL_EUNSUP,
                        "engine: in a cluster a node computes with one device: start a worker for each other");
-    if (dl_transport_node(o->transport) != 0 || dl_transport_n_nodes(o->transport) > (int)ENG_MOST_NODES)
+    if (o->transport &&
+        (dl_transport_node(o->transport) != 0 || dl_transport_n_nodes(o->transport) > (int)ENG_MOST_NODES))
         return dl_fail(DL_EINVAL, "engine: the root is node 0 of at most %u", ENG_MOST_NODES);
     return DL_OK;
 }
 
-/* Devices and nodes: what there is before anything is known of the model. Takes over the transport. */
-static int make_nodes(dl_engine *e, const struct dl_engine_opts *o)
+int eng_form(dl_engine *e, dl_transport *t)
 {
-    dl_transport *t = o->transport;
-    e->n_slices = t ? (uint32_t)dl_transport_n_nodes(t) : o->n_devices;
-    e->nodes = dl_calloc(o->n_devices, sizeof *e->nodes);
-    e->slices = dl_calloc(e->n_slices, sizeof *e->slices);
-    if (!e->nodes || !e->slices) {
-        dl_transport_close(&t);
-        return DL_ENOMEM;
-    }
-    e->n_nodes = o->n_devices;
+    e->n_slices = t ? (uint32_t)dl_transport_n_nodes(t) : e->n_nodes;
     e->nodes[0].transport = t;
     for (uint32_t d = 0; d < e->n_nodes; d++) {
-        e->nodes[d].dev = o->devices[d];
-        e->nodes[d].device_base = o->devices[d]->device_at;
-        e->nodes[d].host_base = o->devices[d]->host_at;
+        e->nodes[d].device_base = e->nodes[d].dev->device_at;
+        e->nodes[d].host_base = e->nodes[d].dev->host_at;
     }
-    e->embed_type = e->n_slices > 1 && t && o->wire != DL_F32 ? DL_F16 : DL_F32;
-    e->wait_ns = t ? (uint64_t)(o->wait_ms ? o->wait_ms : DEFAULT_WAIT_MS) * 1000000u : UINT64_MAX;
-    return t && e->n_slices > 1 ? eng_cluster_join(e, t) : DL_OK;
+    e->slices = dl_calloc(e->n_slices, sizeof *e->slices);
+    int err = e->slices ? DL_OK : DL_ENOMEM;
+    if (!err && t && e->n_slices > 1)
+        err = eng_cluster_join(e, t);
+    if (!err)
+        err = make_plans(e);
+    if (!err)
+        err = make_transports(e);
+    if (!err) {
+        sum_sizes(e);
+        err = load(e);
+    }
+    if (!err && !e->logits && (e->n_slices > 1 || e->heal)) {
+        e->logits = dl_calloc((size_t)e->shape.max_out * e->h->vocab, sizeof *e->logits);
+        err = e->logits ? DL_OK : DL_ENOMEM;
+    }
+    if (err) {
+        eng_unform(e, err, "the root could not load its part of the model");
+        return err;
+    }
+    e->epoch++;
+    e->formed = true;
+    return DL_OK;
+}
+
+void eng_unform(dl_engine *e, int err, const char *why)
+{
+    e->formed = false;
+    e->rows_gone = true;
+    if (e->cluster)
+        eng_cluster_leave(e->cluster, err, why);
+    for (uint32_t d = 0; d < e->n_nodes; d++) {
+        dl_device *dev = e->nodes[d].dev;
+        eng_node_finish(&e->nodes[d]);
+        e->nodes[d] = (struct eng_node){.dev = dev};
+    }
+    eng_cluster_destroy(&e->cluster);
+    free(e->slices);
+    e->slices = NULL;
+    e->n_slices = 0;
+}
+
+static int make_nodes(dl_engine *e, const struct dl_engine_opts *o)
+{
+    e->nodes = dl_calloc(o->n_devices, sizeof *e->nodes);
+    if (!e->nodes)
+        return DL_ENOMEM;
+    e->n_nodes = o->n_devices;
+    for (uint32_t d = 0; d < e->n_nodes; d++)
+        e->nodes[d].dev = o->devices[d];
+    bool travels = o->cluster || (o->transport && dl_transport_n_nodes(o->transport) > 1);
+    e->embed_type = travels && o->wire != DL_F32 ? DL_F16 : DL_F32;
+    e->wait_ns =
+        o->cluster || o->transport ? (uint64_t)(o->wait_ms ? o->wait_ms : DEFAULT_WAIT_MS) * 1000000u : UINT64_MAX;
+    return DL_OK;
 }
 
 int dl_engine_create(const struct dl_engine_opts *o, dl_engine **out)
@@ -256,28 +306,27 @@ int dl_engine_create(const struct dl_engine_opts *o, dl_engine **out)
     }
     e->model = o->model;
     e->h = dl_model_header(o->model);
+    e->opts = *o;
+    e->opts.devices = NULL;
+    e->opts.transport = NULL;
+    e->opts.cluster = NULL;
     e->progress = o->progress;
     e->progress_ud = o->progress_ud;
     err = make_nodes(e, o);
     if (!err)
         err = find_host_tensors(e);
     if (!err)
-        err = make_plans(e, o);
-    if (!err)
-        err = make_transports(e);
-    if (!err) {
-        sum_sizes(e);
-        err = load(e);
-    }
-    if (!err && e->n_slices > 1) {
-        e->logits = dl_calloc((size_t)e->shape.max_out * e->h->vocab, sizeof *e->logits);
-        err = e->logits ? DL_OK : DL_ENOMEM;
-    }
-    if (err) {
-        if (e->cluster)
-            eng_cluster_leave(e->cluster, err, "the root could not load its part of the model");
+        err = dl_model_types(e->model, &e->types);
+    if (err)
+        dl_transport_close(&t);
+    else if (o->cluster)
+        err = eng_heal_create(e, o->cluster);
+    else
+        err = eng_form(e, t);
+    e->progress = NULL;
+    e->opts.shares = NULL;
+    if (err)
         dl_engine_destroy(&e);
-    }
     *out = e;
     return err;
 }
@@ -287,19 +336,16 @@ void dl_engine_destroy(dl_engine **engine)
     dl_engine *e = *engine;
     if (!e)
         return;
-    if (e->cluster)
-        eng_cluster_leave(e->cluster, e->failed, "the root has given up");
-    for (uint32_t d = 0; d < e->n_nodes; d++)
-        eng_node_finish(&e->nodes[d]);
-    eng_cluster_destroy(&e->cluster);
+    eng_unform(e, e->failed, "the root has given up");
+    eng_heal_destroy(&e->heal);
     eng_kv_finish(&e->kv);
     eng_batch_finish(&e->batch);
     dl_tensor_types_finish(&e->types);
     free(e->nodes);
-    free(e->slices);
     free(e->rope_factors);
     free(e->logits);
     free(e->rows);
+    free(e->row_of);
     free(e->tops);
     free(e);
     *engine = NULL;
@@ -312,9 +358,11 @@ void dl_engine_info(const dl_engine *e, struct dl_engine_info *out)
 
 static void link_stats(const dl_engine *e, struct dl_transport_stats *out)
 {
-    *out = (struct dl_transport_stats){e->stats.sent_bytes, e->stats.received_bytes};
+    *out = (struct dl_transport_stats){0};
     if (e->nodes[0].transport)
         dl_transport_stats(e->nodes[0].transport, out);
+    out->sent_bytes += e->carried.sent_bytes;
+    out->received_bytes += e->carried.received_bytes;
 }
 
 void dl_engine_stats(const dl_engine *e, struct dl_engine_stats *out)

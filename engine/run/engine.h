@@ -16,6 +16,7 @@
 
 struct eng_node;
 struct eng_cluster;
+struct eng_heal;
 
 /* One exchange in flight. Written by the transport's thread before it sets `done` and then raises the host counter; read by the
  * engine thread once it has seen `done` (acquire), or after the device counter has passed a RUN that waits for the exchange. */
@@ -52,6 +53,10 @@ struct dl_engine {
     struct dl_slice *slices; /* (n_slices): of all devices, of all nodes */
     uint32_t n_slices;
     struct eng_cluster *cluster; /* the root's; else NULL */
+    struct eng_heal *heal;       /* with a dl_cluster; else NULL */
+    struct dl_engine_opts opts;  /* as given, but for what the caller may throw away: devices, transport, cluster, shares */
+    bool formed;                 /* all that a batch takes is there */
+    uint32_t epoch;              /* how often it was formed: KV of an earlier one is gone */
     uint64_t wait_ns;            /* an exchange that takes this long has failed; UINT64_MAX: none ever does */
     enum dl_type embed_type;     /* DL_F16 where embedding rows travel, so that all nodes begin with the same */
     struct dl_batch_shape shape;
@@ -62,12 +67,16 @@ struct dl_engine {
     struct eng_batch batch;
     float *logits;             /* (max_out, vocab), where several devices hold parts of a row */
     struct eng_row *rows;      /* (max_out) */
+    struct eng_row_of *row_of; /* (max_out): of the last step's rows */
+    uint32_t n_rows;           /* which the last step gave */
+    bool rows_gone;            /* but the devices do not hold them any more */
     struct dl_candidate *tops; /* (max_out, DL_TOP_MOST), what rows[].top points to */
     struct dl_engine_info info;
     struct dl_engine_stats stats;
+    struct dl_transport_stats carried; /* by transports that are closed */
     uint64_t step_id;
     uint32_t n_sessions;
-    int failed;            /* sticky: a device or an exchange broke */
+    int failed;            /* sticky, without `heal`: a device or an exchange broke */
     uint32_t bad_exchange; /* of the last batch, from 1: the one that failed; 0: something else did, or nothing */
     bool bad_silence;      /* it took longer than wait_ns */
     dl_progress_fn *progress;
@@ -79,8 +88,21 @@ struct dl_session {
     int32_t *tokens;  /* ctx */
     uint32_t *blocks; /* shape.table_cols */
     uint32_t len, n_blocks;
-    uint64_t step_id; /* of the last batch it was part of */
+    uint32_t kv, epoch; /* positions whose KV the devices hold, if they still are those of that epoch */
+    uint64_t step_id;   /* of the last batch it was part of */
 };
+
+/* Which token's logits a row holds. */
+struct eng_row_of {
+    dl_session *session; /* NULL: it is gone */
+    uint32_t pos;
+};
+
+/* engine.c: slices, plans, buffers, weights, programs, for the nodes of this transport, which it takes over, or for the devices of this
+ * process (NULL). And the end of that: what is left of a cluster hears `err` and why, or a goodbye (0). Both are done again when nodes
+ * come and go; what sessions hold of the engine stays. */
+int eng_form(dl_engine *e, dl_transport *t);
+void eng_unform(dl_engine *e, int err, const char *why);
 
 /* node.c. The plan is there; `alive` is called between steps that may take long, and may be NULL. */
 int eng_node_buffers(const dl_engine *e, struct eng_node *n); /* all but the weights */
@@ -108,5 +130,7 @@ void eng_exec_abort(dl_engine *e);
 
 /* logits.c: what the finished batch gives, into e->rows. The rows of this process's devices, and those of the workers. */
 int eng_logits_collect(dl_engine *e);
+/* One of its rows in full, wherever it is kept. */
+int eng_logits_row(dl_engine *e, uint32_t row, float **logits);
 
 #endif

@@ -22,7 +22,7 @@ void eng_link_finish(struct eng_link *l);
 /* What dl_transport_send says, or the error of writing the message. */
 int eng_link_send(const struct eng_link *l, const struct eng_out *o);
 
-/* The next message, valid until the next call. DL_ETIMEDOUT (not logged), DL_EPEER (logged), DL_EFORMAT (logged) for one larger than
+/* The next message, valid until the next call. DL_ETIMEDOUT (not logged), DL_EPEER (not logged), DL_EFORMAT (logged) for one larger than
  * `most`: nothing is allocated for it. */
 int eng_link_recv(struct eng_link *l, size_t most, uint64_t timeout_ns, struct eng_in *in);
 

@@ -38,13 +38,8 @@ int eng_logits_collect(dl_engine *e)
     return e->cluster && e->batch.n_out ? eng_cluster_logits(e->cluster) : DL_OK;
 }
 
-int dl_engine_logits(dl_engine *e, uint32_t row, float **logits)
+int eng_logits_row(dl_engine *e, uint32_t row, float **logits)
 {
-    *logits = NULL;
-    if (e->failed)
-        return dl_fail(e->failed, "engine: cannot go on after an earlier failure (%s)", dl_err_text(e->failed));
-    if (row >= e->batch.n_out)
-        return dl_fail(DL_EINVAL, "logits: the last batch has no row %u", row);
     if (!e->logits) {
         float *all = dl_buf_map(e->nodes[0].dev, e->nodes[0].bufs[e->nodes[0].mp->logits_buf]);
         *logits = all + (size_t)row * e->h->vocab;
@@ -59,8 +54,6 @@ int dl_engine_logits(dl_engine *e, uint32_t row, float **logits)
         const float *part = dl_buf_map(n->dev, n->bufs[n->mp->logits_buf]);
         memcpy(to->full + s->vocab0, part + (size_t)row * s->n_vocab, s->n_vocab * sizeof *part);
     }
-    int err = e->cluster ? eng_cluster_fetch(e->cluster, row) : DL_OK;
-    e->failed = err;
-    *logits = err ? NULL : to->full;
-    return err;
+    *logits = to->full;
+    return e->cluster ? eng_cluster_fetch(e->cluster, row) : DL_OK;
 }

@@ -72,8 +72,9 @@ int eng_batch_buffers(dl_engine *e)
 {
     int err = eng_batch_init(&e->batch, &e->shape);
     e->rows = dl_calloc(e->shape.max_out, sizeof *e->rows);
+    e->row_of = dl_calloc(e->shape.max_out, sizeof *e->row_of);
     e->tops = dl_calloc(e->shape.max_out, DL_TOP_MOST * sizeof *e->tops);
-    if (!e->rows || !e->tops)
+    if (!e->rows || !e->row_of || !e->tops)
         err = DL_ENOMEM;
     for (uint32_t r = 0; !err && r < e->shape.max_out; r++)
         e->rows[r].top = e->tops + (size_t)r * DL_TOP_MOST;

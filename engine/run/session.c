@@ -4,6 +4,7 @@
  * positions, block tables; everything else is in the plan.
  */
 #include "cluster.h"
+#include "heal.h"
 
 #include <stdlib.h>
 #include <string.h>
@@ -32,6 +33,9 @@ void dl_session_destroy(dl_session **session)
     if (!s)
         return;
     dl_session_truncate(s, 0);
+    for (uint32_t r = 0; r < s->engine->n_rows; r++)
+        if (s->engine->row_of[r].session == s)
+            s->engine->row_of[r].session = NULL;
     s->engine->n_sessions--;
     free(s->tokens);
     free(s->blocks);
@@ -58,8 +62,8 @@ static void keep_blocks(dl_session *s, uint32_t n)
 
 void dl_session_truncate(dl_session *s, uint32_t n)
 {
-    if (n < s->len)
-        s->len = n;
+    s->len = DL_MIN(s->len, n);
+    s->kv = DL_MIN(s->kv, n);
     keep_blocks(s, s->len);
 }
 
@@ -133,7 +137,8 @@ static int give_batch(dl_engine *e, const struct dl_step_item *items, uint32_t n
     b->n_seqs = n_items;
     for (uint32_t i = 0; i < n_items; i++) {
         const struct dl_session *s = items[i].session;
-        b->seqs[i] = (struct eng_seq){s->len, items[i].n, items[i].want, items[i].k, s->blocks, s->n_blocks};
+        uint32_t n_blocks = (uint32_t)dl_div_up(s->kv + items[i].n, DL_KV_BLOCK);
+        b->seqs[i] = (struct eng_seq){s->kv, items[i].n, items[i].want, items[i].k, s->blocks, n_blocks};
     }
     (void)eng_batch_count(b, &e->shape); /* the items are checked */
     float *first = dl_buf_map(e->nodes[0].dev, e->nodes[0].bufs[e->nodes[0].mp->embed_buf]);
@@ -149,7 +154,7 @@ static int give_batch(dl_engine *e, const struct dl_step_item *items, uint32_t n
     return err;
 }
 
-/* A batch that was begun has failed: nothing of the engine is of use any more. Who failed, and the log, first. */
+/* A batch that was begun has failed: nothing of the devices' state is of use any more. Who failed, and the log, first. */
 static int give_up(dl_engine *e, int err, bool running)
 {
     bool exchange = e->bad_exchange;
@@ -161,7 +166,9 @@ static int give_up(dl_engine *e, int err, bool running)
         err = dl_fail(err, "engine: exchange %u between the devices: %s", e->bad_exchange, dl_err_text(err));
     if (running)
         eng_exec_abort(e);
-    e->failed = err;
+    if (e->heal)
+        eng_unform(e, err, "the root has failed");
+    e->failed = e->heal ? DL_OK : err;
     return err;
 }
 
@@ -179,15 +186,58 @@ static int run_batch(dl_engine *e, const struct dl_step_item *items, uint32_t n_
     return err ? give_up(e, err, false) : DL_OK;
 }
 
+/* Positions [kv, upto) again, after the devices have lost them. */
+static int evaluate_again(dl_session *s, uint32_t upto)
+{
+    dl_engine *e = s->engine;
+    if (s->epoch != e->epoch)
+        s->kv = 0;
+    s->epoch = e->epoch;
+    while (s->kv < upto) {
+        uint32_t chunk = DL_MIN(upto - s->kv, e->shape.max_tokens);
+        const struct dl_step_item item = {.session = s, .tokens = s->tokens + s->kv, .n = chunk};
+        int err = eng_heal_stop(e);
+        if (!err)
+            err = run_batch(e, &item, 1);
+        if (err)
+            return err;
+        s->kv += chunk;
+    }
+    return DL_OK;
+}
+
+/* A batch at the end of its sessions, on an engine that may have to be mended first, and meanwhile. */
+static int run_healing(dl_engine *e, const struct dl_step_item *items, uint32_t n_items)
+{
+    for (unsigned attempt = 0;; attempt++) {
+        int err = dl_engine_tend(e);
+        for (uint32_t i = 0; !err && i < n_items; i++)
+            err = evaluate_again(items[i].session, items[i].session->len);
+        if (!err)
+            err = run_batch(e, items, n_items);
+        if (!err || !eng_heal_again(e, err, attempt))
+            return err;
+    }
+}
+
+/* The rows that the step gave, in the order of the items. */
+static void note_rows(dl_engine *e, const struct dl_step_item *it)
+{
+    uint32_t n = eng_wanted(it->want, it->n);
+    for (uint32_t r = 0; r < n; r++)
+        e->row_of[e->n_rows++] = (struct eng_row_of){it->session, it->session->len - n + r};
+}
+
 int dl_engine_step(dl_engine *e, struct dl_step_item *items, uint32_t n_items)
 {
     int err = check_items(e, items, n_items);
     if (err)
         return err;
+    e->n_rows = 0;
     for (uint32_t i = 0; !err && i < n_items; i++)
         err = need_blocks(items[i].session, items[i].session->len + items[i].n);
     if (!err)
-        err = run_batch(e, items, n_items);
+        err = run_healing(e, items, n_items);
     if (err) {
         for (uint32_t i = 0; i < n_items; i++)
             keep_blocks(items[i].session, items[i].session->len);
@@ -198,14 +248,59 @@ int dl_engine_step(dl_engine *e, struct dl_step_item *items, uint32_t n_items)
         struct dl_step_item *it = &items[i];
         memcpy(it->session->tokens + it->session->len, it->tokens, it->n * sizeof *it->tokens);
         it->session->len += it->n;
+        it->session->kv = it->session->len;
         bool some = it->want == DL_WANT_BEST || it->want == DL_WANT_TOP;
         it->logits = it->want == DL_WANT_NONE || some ? NULL : row->full;
         it->top = some ? row->top : NULL;
         it->n_top = some ? row->n_top : 0;
         it->log_sum = it->want == DL_WANT_TOP ? row->log_sum : 0;
         row += eng_wanted(it->want, it->n);
+        note_rows(e, it);
     }
+    e->rows_gone = false;
     return DL_OK;
+}
+
+/* The devices that held a row of the last step are gone: its token is evaluated once more. */
+static int logits_again(dl_engine *e, uint32_t row, float **logits)
+{
+    dl_session *s = e->row_of[row].session;
+    const uint32_t pos = e->row_of[row].pos;
+    if (!s || pos >= s->len)
+        return dl_fail(DL_EINVAL, "logits: the session of row %u is gone, or cut before it", row);
+    for (unsigned attempt = 0;; attempt++) {
+        const struct dl_step_item item = {.session = s, .tokens = s->tokens + pos, .n = 1, .want = DL_WANT_LAST};
+        int err = dl_engine_tend(e);
+        s->kv = DL_MIN(s->kv, pos);
+        if (!err)
+            err = evaluate_again(s, pos);
+        if (!err)
+            err = run_batch(e, &item, 1);
+        if (!err) {
+            s->kv = pos + 1;
+            *logits = e->rows[0].full;
+            return DL_OK;
+        }
+        if (!eng_heal_again(e, err, attempt))
+            return err;
+    }
+}
+
+int dl_engine_logits(dl_engine *e, uint32_t row, float **logits)
+{
+    *logits = NULL;
+    if (e->failed)
+        return dl_fail(e->failed, "engine: cannot go on after an earlier failure (%s)", dl_err_text(e->failed));
+    if (row >= e->n_rows)
+        return dl_fail(DL_EINVAL, "logits: the last step has no row %u", row);
+    if (e->rows_gone)
+        return logits_again(e, row, logits);
+    int err = eng_logits_row(e, row, logits);
+    if (!err)
+        return DL_OK;
+    *logits = NULL;
+    err = give_up(e, err, false);
+    return eng_heal_again(e, err, 0) ? logits_again(e, row, logits) : err;
 }
 
 int dl_session_feed(dl_session *s, const int32_t *tokens, size_t n, dl_stop_fn *stop, void *ud,

@@ -128,6 +128,7 @@ void dl_tokens_finish(struct dl_tokens *t);
 
 /* Nanoseconds on a clock that never goes back. Any thread. */
 uint64_t dl_now_ns(void);
+void dl_sleep_ns(uint64_t ns); /* at least, unless a signal comes */
 
 /* A whole file, mapped read-only and private. size > 0. */
 struct dl_map {

@@ -36,6 +36,31 @@ int dl_devices_shares(const dl_model *model, dl_device *const *devices, uint32_t
 /* What loading does, for a progress bar: `done` of `total` bytes; called on the engine thread, ends with done == total. */
 typedef void dl_progress_fn(void *ud, const char *phase, uint64_t done, uint64_t total);
 
+/* How well an engine is. DEGRADED: it computes without some of its nodes. HEALING: a node was lost, and a call is about to do without it or
+ * to get it back. DOWN: that did not work; every later step tries again. */
+enum dl_health { DL_HEALTH_READY, DL_HEALTH_DEGRADED, DL_HEALTH_HEALING, DL_HEALTH_DOWN };
+struct dl_engine_health {
+    enum dl_health state;
+    uint32_t n_nodes, n_all; /* that compute now, and when all are there; the root is one of them */
+    char text[320];          /* "node 2 (10.0.0.7:9990) lost in step 17: no sign of life for 1.5 s"; empty when READY */
+};
+
+/* Where an engine gets its nodes: when it is made, and again whenever one was lost or is back. All is called on the engine thread.
+ * Worker w is node w + 1 to the user, whoever of the others is there. */
+struct dl_cluster {
+    uint32_t n_workers;
+    /* A transport of which this process is node 0, to the workers w with wanted[w]: `all`: to each of them, or an error (logged); else to
+     * those that can be had by now, to none if need be. who[i] is the worker behind node i + 1. The transport is the engine's. */
+    int (*connect)(void *ud, const bool *wanted, bool all, uint32_t *who, dl_transport **out);
+    /* Could this worker, which the cluster is without, be had now? Answers at once, from what is known. NULL: it is not asked for again
+     * before another one is lost. */
+    bool (*is_back)(void *ud, uint32_t worker);
+    bool (*stop)(void *ud); /* polled while nodes are waited for: true ends that with DL_ECANCELED. May be NULL */
+    void (*changed)(void *ud, const struct dl_engine_health *now); /* for those who cannot ask meanwhile. May be NULL */
+    void *ud;
+    uint32_t patience_ms; /* how long lost workers are waited for where the others cannot hold the model; 0: 15000 */
+};
+
 struct dl_engine_opts {
     const dl_model *model;     /* outlives the engine */
     dl_device *const *devices; /* one or more, each gets a slice; outlive the engine */
@@ -44,6 +69,9 @@ struct dl_engine_opts {
     /* NULL: this process alone. Else a cluster of which this is the root, node 0; on the others dl_worker_run runs, or is about to. The
      * engine owns it from here on and closes it, also when creating fails. n_devices is 1. */
     dl_transport *transport;
+    /* Instead of `transport`, for an engine that outlives its nodes: see dl_engine_step. Copied; n_devices is 1. `shares` are those of the
+     * root and of all workers. */
+    const struct dl_cluster *cluster;
     uint32_t wait_ms; /* a node that keeps the others waiting this long is given up; 0: 120000 */
     uint32_t ctx;              /* positions per session; 0: as many as the model knows, at most 8192 and what memory holds */
     uint32_t max_batch;        /* largest prefill batch; 0: 128 */
@@ -51,7 +79,7 @@ struct dl_engine_opts {
     uint32_t max_sessions;     /* sessions that may hold a full context at once; 0: 1 */
     enum dl_type kv_type;      /* DL_F16, DL_F32 or DL_Q80 */
     enum dl_type wire;         /* exchange precision between devices: DL_F32, DL_F16 or DL_Q80 */
-    dl_progress_fn *progress;  /* may be NULL */
+    dl_progress_fn *progress;  /* called while the engine is made, not later; may be NULL */
     void *progress_ud;
 };
 
@@ -66,6 +94,12 @@ struct dl_engine_info {
     uint64_t kv_bytes, act_bytes, weight_bytes; /* what this node holds */
 };
 void dl_engine_info(const dl_engine *engine, struct dl_engine_info *out);
+
+/* For the engine thread; others are told by dl_cluster.changed. */
+void dl_engine_health(const dl_engine *engine, struct dl_engine_health *out);
+/* With a dl_cluster: what a step does before its batch, for those who have none to do: gets lost nodes back, or does without them. Others:
+ * DL_OK. Errors as of dl_engine_step. */
+int dl_engine_tend(dl_engine *engine);
 
 /* Where the time of this node went, since creation or the last reset. idle: neither computing nor exchanging. */
 struct dl_engine_stats {
@@ -113,8 +147,13 @@ struct dl_candidate {
 
 /* One batch made of many sessions' tokens: appends item i's tokens to its session. The sum of n is at most max_batch, that of
  * the wanted rows (BEST and TOP: one each) at most max_out; a session appears once. What it gives is the engine's, and stays until
- * its next call. DL_EPEER (logged: which node, in which phase, why) when a node is lost or keeps the others waiting: the engine
- * is then good for nothing but to be destroyed, and its sessions still know their tokens. */
+ * its next call. DL_EPEER (logged: which node, in which phase, why) when a node is lost or keeps the others waiting. The sessions
+ * are then as they were before.
+ *
+ * With a transport, the engine is then good for nothing but to be destroyed. With a dl_cluster, it does not come to that: the nodes that are
+ * left, or those that are back, get new slices, the sessions of this step are evaluated again, and the step goes on; one line in the
+ * log says so. Only when that does not work does the step fail, after a line that says why; the next step tries again. A node that is
+ * missing is taken in again at the beginning of a step. */
 struct dl_step_item {
     dl_session *session;
     const int32_t *tokens;

@@ -42,13 +42,13 @@ int dl_transport_start(dl_transport *t, const struct dl_xfer *x, dl_xfer_done *d
 
 /* Control messages between two different nodes, in order. send copies and does not wait for the peer; DL_ELIMIT (logged) when
  * tens of MiB wait for it unread. recv waits at most timeout_ns (UINT64_MAX: for ever; DL_ETIMEDOUT, not logged); a message
- * larger than cap is DL_ELIMIT (not logged), stays queued, and *n says how large it is. DL_EPEER (logged) when the node is gone
- * and nothing of it is left to read; DL_ECANCELED when this node is being closed meanwhile. Any thread. */
+ * larger than cap is DL_ELIMIT (not logged), stays queued, and *n says how large it is. DL_EPEER (not logged: dl_transport_lost
+ * knows more) when the node is gone and nothing of it is left to read; DL_ECANCELED when this node is being closed meanwhile. Any thread. */
 int dl_transport_send(dl_transport *t, int node, const void *msg, size_t n);
 int dl_transport_recv(dl_transport *t, int node, void *msg, size_t cap, size_t *n, uint64_t timeout_ns);
 
 /* Waits until at most `most` bytes of messages to the node have not left yet: called after each piece, it sends a long stream in
- * little memory. DL_ETIMEDOUT (not logged), DL_EPEER (logged), DL_ECANCELED. Any thread. */
+ * little memory. DL_ETIMEDOUT, DL_EPEER (neither is logged), DL_ECANCELED. Any thread. */
 int dl_transport_drain(dl_transport *t, int node, size_t most, uint64_t timeout_ns);
 
 /* The calling thread, which would only wait, does the transport's work itself until enough(ud) says so, timeout_ns are over, or for

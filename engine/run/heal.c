@@ -1,0 +1,382 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * engine/run/heal.c: see heal.h. An engine in pieces is formed again from whoever can be had: a worker that was lost is left out at first, one
+ * that only failed gets another chance, and both have to wait longer each time they do it again. One line in the log per event:
+ * who was lost in which phase and why, and with how many nodes it goes on.
+ */
+#include "heal.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "cluster.h"
+
+#define SECOND_NS UINT64_C(1000000000)
+#define DEFAULT_PATIENCE_MS 15000u
+#define FORGIVEN_NS (60 * SECOND_NS) /* without a fault this long, the next one counts as the first */
+#define LONGEST_LEAVE 6u             /* left out for at most 2^this seconds */
+#define REST_NS \
+    (2 * SECOND_NS)      /* a cluster computes at least this long before it is formed anew for one that is back ... */
+#define REST_TIMES 4u    /* ... and this many times as long as forming it took */
+#define MOST_ROUNDS 32u  /* of forming it, each without the one who failed */
+#define MOST_ATTEMPTS 8u /* at one batch */
+#define LOOK_NS UINT64_C(20000000)
+#define LEAST_SHARE 0.01 /* of what the others have: below, a worker is of no use */
+
+struct eng_member {
+    char name[160]; /* "node 2 (10.0.0.7:9990)" */
+    double share;
+    unsigned faults;
+    uint64_t fault_ns, not_before_ns;
+    bool is_in, was_in;
+};
+
+struct eng_heal {
+    struct dl_cluster how;
+    struct eng_member *members; /* (n_workers) */
+    bool *wanted;
+    uint32_t *who; /* (n_workers): the worker behind node i + 1 */
+    double root_share;
+    bool shares_given;
+    bool stood;      /* it was whole once */
+    bool down;       /* and the last attempt at that has failed */
+    bool noted;      /* a fault, not yet told */
+    uint32_t faulty; /* the worker; n_workers: nobody knows */
+    int code;
+    unsigned unknowns; /* such faults since a step succeeded */
+    char fault[448];
+    uint64_t formed_ns, took_ns;
+    struct dl_engine_health health;
+};
+
+/* -------------------------------------------------------------------------------------------------- who is who */
+
+uint32_t eng_heal_number(const dl_engine *e, int node)
+{
+    return node > 0 && e->heal ? e->heal->who[node - 1] + 1 : (uint32_t)node;
+}
+
+const double *eng_heal_shares(const dl_engine *e, double *out)
+{
+    const struct eng_heal *h = e->heal;
+    out[0] = h->root_share;
+    for (uint32_t i = 1; i < e->n_slices; i++)
+        out[i] = h->members[h->who[i - 1]].share;
+    return out;
+}
+
+static uint32_t count_in(const struct eng_heal *h)
+{
+    uint32_t n = 1;
+    for (uint32_t w = 0; w < h->how.n_workers; w++)
+        n += h->members[w].is_in;
+    return n;
+}
+
+static void tell(dl_engine *e, enum dl_health state)
+{
+    struct eng_heal *h = e->heal;
+    struct dl_engine_health *now = &h->health;
+    now->state = state;
+    now->n_nodes = state == DL_HEALTH_READY || state == DL_HEALTH_DEGRADED ? count_in(h) : 0;
+    now->n_all = h->how.n_workers + 1;
+    if (state == DL_HEALTH_READY)
+        now->text[0] = 0;
+    else if (h->fault[0])
+        snprintf(now->text, sizeof now->text, "%.300s", h->fault);
+    if (h->how.changed)
+        h->how.changed(h->how.ud, now);
+}
+
+void dl_engine_health(const dl_engine *e, struct dl_engine_health *out)
+{
+    uint32_t n = e->failed ? 0 : e->n_slices;
+    *out = (struct dl_engine_health){.state = n ? DL_HEALTH_READY : DL_HEALTH_DOWN, .n_nodes = n, .n_all = e->n_slices};
+    if (e->heal)
+        *out = e->heal->health;
+    else if (e->failed)
+        snprintf(out->text, sizeof out->text, "%s", dl_err_text(e->failed));
+}
+
+int eng_heal_stop(const dl_engine *e)
+{
+    const struct eng_heal *h = e->heal;
+    return h && h->how.stop && h->how.stop(h->how.ud) ? DL_ECANCELED : DL_OK;
+}
+
+/* ---------------------------------------------------------------------------------------------------- faults */
+
+void eng_heal_fault(dl_engine *e, int node, int code, const char *phase, const char *why)
+{
+    struct eng_heal *h = e->heal;
+    if (!h || h->noted)
+        return;
+    h->noted = true;
+    h->code = code;
+    h->faulty = node > 0 ? h->who[node - 1] : h->how.n_workers;
+    const char *name = node > 0 ? h->members[h->faulty].name : "a node";
+    snprintf(h->fault, sizeof h->fault, "%.200s %s in %.60s: %.150s", name, code == DL_EPEER ? "lost" : "failed", phase,
+             why);
+}
+
+void eng_heal_memory(dl_engine *e, int node, double need, double avail)
+{
+    struct eng_heal *h = e->heal;
+    if (!h || node < 1 || !(need > 0) || (h->shares_given && !h->stood))
+        return;
+    struct eng_member *m = &h->members[h->who[node - 1]];
+    double sum = h->root_share, others;
+    for (uint32_t i = 1; i < e->n_slices; i++)
+        sum += h->members[h->who[i - 1]].share;
+    others = sum - m->share;
+    /* Some of what it needs does not depend on its share, so that this may have to be done again. */
+    double part = m->share / sum * DL_MAX(avail, 0.0) / need * 0.95;
+    m->share = part < 1 ? DL_MIN(m->share, part / (1 - part) * others) : m->share;
+    if (m->share < LEAST_SHARE * others)
+        m->share = 0;
+}
+
+/* The next time, and what it costs the one who did it. */
+static void punish(struct eng_heal *h)
+{
+    uint64_t now = dl_now_ns();
+    if (h->faulty == h->how.n_workers) {
+        h->unknowns++;
+        return;
+    }
+    struct eng_member *m = &h->members[h->faulty];
+    m->faults = now - m->fault_ns > FORGIVEN_NS ? 1 : m->faults + 1;
+    m->fault_ns = now;
+    if (h->code == DL_ELIMIT || h->code == DL_ENOMEM) {
+        if (m->share == 0 || m->faults > 2 * LONGEST_LEAVE)
+            m->not_before_ns = now + FORGIVEN_NS;
+        return;
+    }
+    unsigned doublings = m->faults - (h->code == DL_EPEER ? 1 : 2);
+    if (h->code == DL_EPEER || m->faults > 1)
+        m->not_before_ns = now + (SECOND_NS << DL_MIN(doublings, LONGEST_LEAVE));
+}
+
+/* May it be formed again without the one who failed, or with less for it? What is wrong from the start is for the user to see. */
+static bool excusable(const struct eng_heal *h)
+{
+    if (h->faulty == h->how.n_workers)
+        return h->unknowns < 2;
+    if (h->stood || h->code == DL_EPEER)
+        return true;
+    bool memory = h->code == DL_ELIMIT || h->code == DL_ENOMEM;
+    return memory ? !h->shares_given : h->code != DL_EUNSUP && h->code != DL_EINVAL && h->code != DL_EFORMAT;
+}
+
+bool eng_heal_again(dl_engine *e, int err, unsigned attempt)
+{
+    struct eng_heal *h = e->heal;
+    if (!h || !h->noted || err == DL_ECANCELED)
+        return false;
+    punish(h);
+    if (excusable(h) && attempt + 1 < MOST_ATTEMPTS) {
+        tell(e, DL_HEALTH_HEALING);
+        return true;
+    }
+    dl_log(DL_LOG_ERROR, "%s; that is not the first time, this step is given up", h->fault);
+    h->noted = false;
+    h->unknowns = 0;
+    tell(e, DL_HEALTH_DOWN);
+    return false;
+}
+
+/* --------------------------------------------------------------------------------------------------- forming */
+
+static void choose(struct eng_heal *h)
+{
+    uint64_t now = dl_now_ns();
+    for (uint32_t w = 0; w < h->how.n_workers; w++)
+        h->wanted[w] = now >= h->members[w].not_before_ns && h->members[w].share > 0;
+}
+
+static void name_members(struct eng_heal *h, const dl_transport *t)
+{
+    for (uint32_t w = 0; w < h->how.n_workers; w++) {
+        h->members[w].was_in = h->members[w].is_in;
+        h->members[w].is_in = false;
+    }
+    for (int node = 1; node < dl_transport_n_nodes(t); node++) {
+        struct eng_member *m = &h->members[h->who[node - 1]];
+        struct dl_node_info info;
+        char plain[32];
+        dl_transport_node_info(t, node, &info);
+        snprintf(plain, sizeof plain, "node %d", node);
+        int n = snprintf(m->name, sizeof m->name, "node %u", h->who[node - 1] + 1);
+        if (info.name[0] && strcmp(info.name, plain) != 0)
+            snprintf(m->name + n, sizeof m->name - (size_t)n, " (%.100s)", info.name);
+        m->is_in = true;
+    }
+}
+
+/* What happened since it was whole, now that it is known with whom it goes on. */
+static void log_event(struct eng_heal *h)
+{
+    const uint32_t n = count_in(h), all = h->how.n_workers + 1;
+    if (h->noted)
+        dl_log(DL_LOG_WARN, "%s; going on with %u of %u nodes", h->fault, n, all);
+    h->noted = false;
+    for (uint32_t w = 0; w < h->how.n_workers && h->stood; w++)
+        if (h->members[w].is_in && !h->members[w].was_in)
+            dl_log(DL_LOG_WARN, "%s is back: going on with %u of %u nodes", h->members[w].name, n, all);
+}
+
+static bool knows_back(const struct eng_heal *h, uint32_t w)
+{
+    const struct eng_member *m = &h->members[w];
+    return !m->is_in && m->share > 0 && dl_now_ns() >= m->not_before_ns && h->how.is_back &&
+           h->how.is_back(h->how.ud, w);
+}
+
+static bool anyone_back(const struct eng_heal *h)
+{
+    for (uint32_t w = 0; w < h->how.n_workers; w++)
+        if (knows_back(h, w))
+            return true;
+    return false;
+}
+
+/* Those that are there cannot hold the model: is it worth waiting for the others? */
+static bool wait_for_more(const dl_engine *e, uint64_t until)
+{
+    const struct eng_heal *h = e->heal;
+    while (count_in(h) <= h->how.n_workers && dl_now_ns() < until && !eng_heal_stop(e)) {
+        if (anyone_back(h))
+            return true;
+        dl_sleep_ns(LOOK_NS);
+    }
+    return false;
+}
+
+static int give_up(dl_engine *e, int err)
+{
+    struct eng_heal *h = e->heal;
+    if (err == DL_ECANCELED) {
+        tell(e, DL_HEALTH_DOWN);
+        return err;
+    }
+    bool lost = h->stood && h->fault[0];
+    if (h->noted)
+        dl_log(DL_LOG_ERROR, "%s", h->fault);
+    else if (lost)
+        dl_log(DL_LOG_ERROR, "%s; the %u of %u nodes that are left cannot go on: %s", h->fault, count_in(h),
+               h->how.n_workers + 1, dl_err_text(err));
+    h->noted = false;
+    h->down = true;
+    tell(e, DL_HEALTH_DOWN);
+    return lost ? DL_EPEER : err;
+}
+
+/* One attempt with those who can be had. */
+static int form_once(dl_engine *e, bool all)
+{
+    struct eng_heal *h = e->heal;
+    dl_transport *t = NULL;
+    choose(h);
+    int err = h->how.connect(h->how.ud, h->wanted, all, h->who, &t);
+    if (err)
+        return err;
+    for (int i = 1; i < dl_transport_n_nodes(t); i++)
+        if (h->who[i - 1] >= h->how.n_workers || (uint32_t)dl_transport_n_nodes(t) > h->how.n_workers + 1) {
+            dl_transport_close(&t);
+            return dl_fail(DL_EINVAL, "engine: the cluster has a worker that there is not");
+        }
+    name_members(h, t);
+    log_event(h);
+    return eng_form(e, t);
+}
+
+static int form_again(dl_engine *e)
+{
+    struct eng_heal *h = e->heal;
+    uint64_t begun = dl_now_ns();
+    uint64_t until = begun + (h->down ? 0 : (uint64_t)h->how.patience_ms * 1000000u);
+    for (unsigned round = 0;; round++) {
+        int err = eng_heal_stop(e);
+        if (!err)
+            err = form_once(e, !h->stood && !round);
+        if (!err)
+            break;
+        bool again = round < MOST_ROUNDS && err != DL_ECANCELED;
+        if (again && h->noted) {
+            punish(h);
+            again = excusable(h);
+        } else if (again) {
+            again = (h->stood || round) && wait_for_more(e, until);
+            err = again ? err : eng_heal_stop(e) ? DL_ECANCELED : err;
+        }
+        if (!again)
+            return give_up(e, err);
+    }
+    h->formed_ns = dl_now_ns();
+    h->took_ns = h->formed_ns - begun;
+    h->stood = true;
+    h->down = false;
+    if (count_in(h) > h->how.n_workers)
+        h->fault[0] = 0;
+    tell(e, count_in(h) > h->how.n_workers ? DL_HEALTH_READY : DL_HEALTH_DEGRADED);
+    return DL_OK;
+}
+
+/* Those who are back are taken in, but not at every whim. */
+static bool grows(const struct eng_heal *h)
+{
+    if (count_in(h) > h->how.n_workers)
+        return false;
+    uint64_t rest = DL_MAX(REST_NS, REST_TIMES * h->took_ns);
+    return dl_now_ns() - h->formed_ns >= rest && anyone_back(h);
+}
+
+int dl_engine_tend(dl_engine *e)
+{
+    struct eng_heal *h = e->heal;
+    if (!h)
+        return DL_OK;
+    if (e->formed && !grows(h))
+        return DL_OK;
+    tell(e, DL_HEALTH_HEALING);
+    eng_unform(e, DL_OK, "");
+    return form_again(e);
+}
+
+/* -------------------------------------------------------------------------------------------- create, destroy */
+
+int eng_heal_create(dl_engine *e, const struct dl_cluster *how)
+{
+    const double *shares = e->opts.shares;
+    struct eng_heal *h = e->heal = dl_calloc(1, sizeof *h);
+    if (!h)
+        return DL_ENOMEM;
+    const uint32_t n = how->n_workers;
+    h->how = *how;
+    h->how.patience_ms = how->patience_ms ? how->patience_ms : DEFAULT_PATIENCE_MS;
+    h->members = dl_calloc((size_t)n + 1, sizeof *h->members);
+    h->wanted = dl_calloc((size_t)n + 1, sizeof *h->wanted);
+    h->who = dl_calloc((size_t)n + 1, sizeof *h->who);
+    if (!h->members || !h->wanted || !h->who)
+        return DL_ENOMEM;
+    h->shares_given = shares;
+    h->root_share = shares ? shares[0] : 1;
+    for (uint32_t w = 0; w < n; w++) {
+        h->members[w].share = shares ? shares[w + 1] : 1;
+        snprintf(h->members[w].name, sizeof h->members[w].name, "node %u", w + 1);
+    }
+    return form_again(e);
+}
+
+void eng_heal_destroy(struct eng_heal **heal)
+{
+    struct eng_heal *h = *heal;
+    *heal = NULL;
+    if (!h)
+        return;
+    free(h->members);
+    free(h->wanted);
+    free(h->who);
+    free(h);
+}

@@ -1,0 +1,336 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * tests/test_cluster_heal.c: an engine outlives its nodes. Whichever worker dies at whichever message or exchange, while loading or computing,
+ * the same text comes out, one line says who was lost where and why, and who is back is taken in again. What cannot be mended fails
+ * with a reason, and heals later. All in one process, over the loopback transport, whose faults are exact; test_e2e_faults.c
+ * does it with processes.
+ */
+#include "cluster_rig.h"
+
+#define S UINT64_C(1000000000)
+#define N_GEN 6
+#define N_MOST 5
+
+/* A rig whose workers come and go. */
+struct heal {
+    struct rig r;
+    bool out[N_MOST];     /* worker w cannot be had */
+    bool answers[N_MOST]; /* is_back says so */
+    bool working[N_MOST];
+    struct dl_loopback_faults faults; /* of the first cluster, and of those after it while again > 0 */
+    int again, connects, stop_at, polls;
+    bool dies_for_good;
+    int errs[N_MOST]; /* the last of each worker's */
+    enum dl_health states[64];
+    int n_states;
+    struct dl_engine_health health;
+};
+
+static void join_workers(struct heal *h)
+{
+    for (int w = 0; w < h->r.n - 1; w++) {
+        if (!h->working[w])
+            continue;
+        pthread_join(h->r.workers[w + 1].thread, NULL);
+        h->errs[w] = h->r.workers[w + 1].err;
+        h->working[w] = false;
+    }
+}
+
+static int heal_connect(void *ud, const bool *wanted, bool all, uint32_t *who, dl_transport **out)
+{
+    struct heal *h = ud;
+    dl_transport *t[RIG_MOST];
+    int n = 1;
+    join_workers(h);
+    for (int w = 0; w < h->r.n - 1; w++) {
+        if (all && h->out[w])
+            return dl_fail(DL_EPEER, "test: worker %d is not there", w);
+        if (wanted[w] && !h->out[w])
+            who[n++ - 1] = (uint32_t)w;
+    }
+    const bool faulty = !h->connects++ || h->again-- > 0;
+    struct dl_loopback_faults f = h->faults;
+    for (int i = 1; faulty && i < n; i++) /* the same worker, whatever its number is now */
+        if ((int)who[i - 1] == h->faults.die_node - 1)
+            f.die_node = i;
+    assert_int_equal(dl_loopback_open(n, faulty ? &f : NULL, t), 0);
+    for (int i = 1; i < n; i++) {
+        struct rig_worker *w = &h->r.workers[who[i - 1] + 1];
+        w->t = t[i];
+        w->err = 1;
+        assert_int_equal(pthread_create(&w->thread, NULL, rig_work, w), 0);
+        h->working[who[i - 1]] = true;
+    }
+    if (faulty && h->dies_for_good)
+        h->out[h->faults.die_node - 1] = true;
+    *out = t[0];
+    return DL_OK;
+}
+
+static bool heal_is_back(void *ud, uint32_t w)
+{
+    return ((struct heal *)ud)->answers[w];
+}
+
+static bool heal_stop(void *ud)
+{
+    struct heal *h = ud;
+    return h->stop_at && ++h->polls >= h->stop_at;
+}
+
+static void heal_changed(void *ud, const struct dl_engine_health *now)
+{
+    struct heal *h = ud;
+    if (h->n_states < (int)DL_COUNT_OF(h->states))
+        h->states[h->n_states++] = now->state;
+    h->health = *now;
+}
+
+static void heal_open(struct heal *h, const char *path, int n)
+{
+    *h = (struct heal){0};
+    rig_open(&h->r, path, n);
+    for (int i = 1; i < n; i++)
+        h->r.workers[i].opts.model = h->r.model;
+}
+
+static int heal_start(struct heal *h, struct dl_engine_opts o)
+{
+    const struct dl_cluster how = {.n_workers = (uint32_t)h->r.n - 1,
+                                   .connect = heal_connect,
+                                   .is_back = heal_is_back,
+                                   .stop = heal_stop,
+                                   .changed = heal_changed,
+                                   .ud = h,
+                                   .patience_ms = 300};
+    o.model = h->r.model;
+    o.devices = &h->r.dev;
+    o.n_devices = 1;
+    o.cluster = &how;
+    h->connects = h->n_states = h->polls = 0;
+    return dl_engine_create(&o, &h->r.engine);
+}
+
+static void heal_end(struct heal *h)
+{
+    dl_engine_destroy(&h->r.engine);
+    join_workers(h);
+}
+
+static void heal_close(struct heal *h)
+{
+    join_workers(h);
+    rig_close(&h->r);
+}
+
+/* Prompt, a whole row, then token after token. ids (N_GEN). The first error. */
+static int life(dl_engine *e, const int32_t *prompt, int32_t *ids, float *row)
+{
+    dl_session *s;
+    struct dl_step_item item = {.want = DL_WANT_BEST};
+    float *logits;
+    struct dl_engine_info info;
+    dl_engine_info(e, &info);
+    assert_int_equal(dl_session_create(e, &s), 0);
+    int err = dl_session_feed(s, prompt, RIG_PROMPT, NULL, NULL, &item);
+    int32_t id = err ? 0 : item.top[0].id;
+    if (!err)
+        err = dl_engine_logits(e, 0, &logits);
+    if (!err)
+        memcpy(row, logits, info.vocab * sizeof *row);
+    for (int i = 0; i < N_GEN && !err; i++) {
+        ids[i] = id;
+        item =
+            (struct dl_step_item){.session = s, .tokens = &ids[i], .n = 1, .want = i % 2 ? DL_WANT_BEST : DL_WANT_LAST};
+        err = dl_engine_step(e, &item, 1);
+        if (!err)
+            id = i % 2 ? item.top[0].id : rig_argmax(item.logits, info.vocab);
+    }
+    if (!err) {
+        assert_int_equal(dl_session_len(s), RIG_PROMPT + N_GEN);
+        assert_memory_equal(dl_session_tokens(s) + RIG_PROMPT, ids, N_GEN * sizeof *ids);
+    }
+    dl_session_destroy(&s);
+    return err;
+}
+
+static int32_t want[N_GEN], got[N_GEN];
+static float want_row[1024], got_row[1024];
+
+static void healthy(const char *path)
+{
+    struct rig r;
+    rig_alone(&r, path, rig_opts());
+    assert_true(rig_vocab(&r) <= DL_COUNT_OF(want_row));
+    assert_int_equal(life(r.engine, r.prompt, want, want_row), 0);
+    dl_engine_destroy(&r.engine);
+    rig_close(&r);
+}
+
+static unsigned lines_with(const char *text)
+{
+    unsigned n = 0;
+    for (const char *at = rig_logged.text.v; at && (at = strstr(at, text)); at++)
+        n++;
+    return n;
+}
+
+/* What the root said: the workers, in this same process, have words of their own. */
+static unsigned root_lines(void)
+{
+    unsigned n = 0;
+    for (const char *at = rig_logged.text.v; at && *at; at = strchr(at, '\n') + 1)
+        n += strncmp(at, "worker: ", 8) != 0;
+    return n;
+}
+
+/* A life in which a node dies; false when it did not come to that. */
+static bool survives(struct heal *h, const char *what, int *phases)
+{
+    rig_log_begin();
+    uint64_t t0 = dl_now_ns();
+    for (int w = 0; w < N_MOST; w++)
+        h->out[w] = false;
+    int err = heal_start(h, rig_opts());
+    if (!err)
+        err = life(h->r.engine, h->r.prompt, got, got_row);
+    uint64_t took = dl_now_ns() - t0;
+    struct dl_engine_health now = {0};
+    if (!err)
+        dl_engine_health(h->r.engine, &now);
+    heal_end(h);
+    char name[64];
+    snprintf(name, sizeof name, "node %d lost in ", h->faults.die_node);
+    const bool died = h->connects > 1;
+    if (err || memcmp(got, want, sizeof want) != 0 || rig_nmse(got_row, want_row, 300) > 1e-6 || took > 12 * S)
+        fail_msg("%s: %s after %.2f s: %s", what, dl_err_name(err), (double)took / 1e9, rig_logged.text.v);
+    if (died && (lines_with(name) != 1 || root_lines() != 1 || !rig_log_has("; going on with 2 of 3 nodes") ||
+                 now.state != DL_HEALTH_DEGRADED || now.n_nodes != 2))
+        fail_msg("%s: %s", what, rig_logged.text.v);
+    if (!died && (root_lines() || now.state != DL_HEALTH_READY))
+        fail_msg("%s: %s", what, rig_logged.text.v);
+    static const char *const all[] = {"in joining", "in planning", "in loading weights", "in step 1",
+                                      "in step 2",  ", logits",    "logits of"};
+    for (size_t i = 0; i < DL_COUNT_OF(all); i++)
+        if (rig_log_has(all[i]))
+            *phases |= 1 << i;
+    rig_log_end();
+    return died;
+}
+
+static void death_at_any_message(void **state)
+{
+    (void)state;
+    struct heal h;
+    healthy(NULL);
+    heal_open(&h, NULL, 3);
+    int seen = 0, lives = 0;
+    for (int sent = 0; sent < 2; sent++) /* weights from a local file, then, with larger strides, sent */
+        for (int node = 1; node < 3; node++)
+            for (uint64_t k = 1;; k += !sent || k < 4 ? 1 : 11) {
+                char what[64];
+                snprintf(what, sizeof what, "node %d, message %llu", node, (unsigned long long)k);
+                h.faults = (struct dl_loopback_faults){.die_node = node, .die_after_sends = k};
+                h.r.workers[1].opts.model = h.r.workers[2].opts.model = sent ? NULL : h.r.model;
+                if (!survives(&h, what, &seen))
+                    break;
+                lives++;
+            }
+    printf("%d workers died at a message, none of the texts\n", lives);
+    assert_true(lives > 24);
+    assert_int_equal(seen, 0x7f); /* in every phase */
+    heal_close(&h);
+}
+
+static void death_at_any_exchange(void **state)
+{
+    (void)state;
+    struct heal h;
+    healthy(NULL);
+    heal_open(&h, NULL, 3);
+    int seen = 0, lives = 0;
+    for (int node = 1; node < 3; node++)
+        for (uint64_t k = 1;; k++) {
+            char what[64];
+            snprintf(what, sizeof what, "node %d, exchange %llu", node, (unsigned long long)k);
+            h.faults = (struct dl_loopback_faults){.die_node = node, .die_after = k};
+            if (!survives(&h, what, &seen))
+                break;
+            lives++;
+        }
+    printf("%d workers died at an exchange, none of the texts\n", lives);
+    assert_int_equal(lives, 2 * (1 + N_GEN) * 4); /* batches of two layers of two exchanges */
+    heal_close(&h);
+}
+
+/* Both workers, one after the other, then the root alone, then all again: the text and the sessions do not care. */
+static void one_by_one_and_back(void **state)
+{
+    (void)state;
+    struct heal h;
+    healthy(NULL);
+    heal_open(&h, NULL, 3);
+    rig_log_begin();
+    h.faults = (struct dl_loopback_faults){.die_node = 2, .die_after = 6};
+    assert_int_equal(heal_start(&h, rig_opts()), 0);
+    dl_session *s;
+    assert_int_equal(dl_session_create(h.r.engine, &s), 0);
+    struct dl_step_item item = {.want = DL_WANT_BEST};
+    assert_int_equal(dl_session_feed(s, h.r.prompt, RIG_PROMPT, NULL, NULL, &item), 0);
+    assert_int_equal(h.connects, 1);
+    uint32_t nodes[N_GEN];
+    for (int i = 0; i < N_GEN; i++) {
+        int32_t id = item.top[0].id;
+        assert_int_equal(id, want[i]);
+        item = (struct dl_step_item){.session = s, .tokens = &id, .n = 1, .want = DL_WANT_BEST};
+        if (i ==
+            2) { /* the second cluster loses its only worker, as soon as it is formed again for the first one's sake */
+            h.out[1] = true;
+            h.faults = (struct dl_loopback_faults){.die_node = 1, .die_after = 2};
+            h.again = 1;
+            h.answers[1] = h.out[1] = true;
+        }
+        if (i == 3) {
+            h.out[1] = h.out[0] = false;
+            h.answers[0] = true;
+        }
+        for (uint64_t t0 = dl_now_ns(); (i == 2 || i == 3) && dl_now_ns() - t0 < 5 * S / 2;)
+            dl_sleep_ns(S / 10);
+        assert_int_equal(dl_engine_step(h.r.engine, &item, 1), 0);
+        struct dl_engine_health now;
+        dl_engine_health(h.r.engine, &now);
+        nodes[i] = now.n_nodes;
+        assert_int_equal(now.n_all, 3);
+        assert_int_equal(now.state == DL_HEALTH_READY, now.n_nodes == 3);
+        assert_int_equal(now.text[0] == 0, now.n_nodes == 3);
+        if (i == 2)
+            h.out[0] = true;
+    }
+    static const uint32_t expected[] = {2, 2, 1, 3, 3, 3};
+    for (int i = 0; i < N_GEN; i++)
+        if (nodes[i] != expected[i])
+            fail_msg("token %d on %u nodes: %s", i, nodes[i], rig_logged.text.v);
+    assert_true(rig_log_has("node 2 lost in step 2"));
+    assert_true(rig_log_has("node 1 lost in step 1"));
+    assert_true(rig_log_has("; going on with 1 of 3 nodes"));
+    assert_true(rig_log_has("node 1 is back: going on with 3 of 3 nodes"));
+    assert_true(rig_log_has("node 2 is back: going on with 3 of 3 nodes"));
+    assert_int_equal(root_lines(), 4);
+    dl_session_destroy(&s);
+    heal_end(&h);
+    assert_int_equal(h.errs[0], DL_OK); /* said goodbye to */
+    assert_int_equal(h.errs[1], DL_OK);
+    rig_log_end();
+    heal_close(&h);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(death_at_any_message),
+        cmocka_unit_test(death_at_any_exchange),
+        cmocka_unit_test(one_by_one_and_back),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
