@@ -240,6 +240,24 @@ static void fill(struct tp_tcp *t, const struct tp_join *j)
     }
 }
 
+static bool mesh_is_idle(const dl_tcp_listener *l)
+{
+    for (int i = 1; i < l->n_mesh; i++)
+        if (l->mesh[i].dial.n_open)
+            return false;
+    return !l->n_mesh_links;
+}
+
+bool tp_join_clean(dl_tcp_listener *l)
+{
+    if (l->mesh && !mesh_is_idle(l))
+        return false;
+    free(l->mesh);
+    l->mesh = NULL;
+    l->n_mesh = 0;
+    return true;
+}
+
 void tp_join_begin(dl_tcp_listener *l, struct tp_guest *root, const uint8_t *payload, size_t n)
 {
     struct tp_join j;
@@ -260,6 +278,7 @@ void tp_join_begin(dl_tcp_listener *l, struct tp_guest *root, const uint8_t *pay
     struct tp_tcp *t = l->t;
     l->n_mesh = j.rank;
     fill(t, &j);
+    snprintf(t->peers[0].name, sizeof t->peers[0].name, "root at %.100s", link->name);
     t->joining = l;
     t->joining_lost = joining_lost;
     t->joining_frame = joining_frame;
@@ -300,14 +319,6 @@ void tp_join_abort(dl_tcp_listener *l)
     }
 }
 
-static bool mesh_is_idle(const dl_tcp_listener *l)
-{
-    for (int i = 1; i < l->n_mesh; i++)
-        if (l->mesh[i].dial.n_open)
-            return false;
-    return !l->n_mesh_links;
-}
-
 void tp_join_tick(dl_tcp_listener *l, uint64_t now)
 {
     for (int i = 1; i < l->n_mesh && l->state == TP_JOINING; i++) {
@@ -321,11 +332,8 @@ void tp_join_tick(dl_tcp_listener *l, uint64_t now)
         tp_listen_say(l, "the root does not say in time that its cluster stands");
         tp_join_abort(l);
     }
-    if (l->state != TP_JOINING && l->mesh && mesh_is_idle(l)) {
-        free(l->mesh);
-        l->mesh = NULL;
-        l->n_mesh = 0;
-    }
+    if (l->state != TP_JOINING)
+        (void)tp_join_clean(l);
     if (l->state == TP_LEAVING && !l->mesh && (!l->t || !l->t->n_open)) {
         if (l->t) {
             tp_loop_remove(l->loop, &l->t->client);

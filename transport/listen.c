@@ -122,7 +122,7 @@ static void got_hello(struct tp_guest *g, const struct tp_hello *h)
         tp_guest_refuse(g, TP_NO_BUILD, why);
     } else if (h->purpose == TP_FOR_MESH) {
         tp_join_mesh(l, g, h);
-    } else if (h->purpose != TP_FOR_ROOT || l->state != TP_FREE) {
+    } else if (h->purpose != TP_FOR_ROOT || l->state != TP_FREE || !tp_join_clean(l)) {
         tp_guest_refuse(g, TP_NO_BUSY, "it is busy: it works for another root");
     } else {
         l->state = TP_JOINING;

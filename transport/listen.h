@@ -74,6 +74,8 @@ void tp_guest_forget(struct tp_guest *g);
 void tp_join_begin(dl_tcp_listener *l, struct tp_guest *root, const uint8_t *payload, size_t n);
 void tp_join_mesh(dl_tcp_listener *l, struct tp_guest *g, const struct tp_hello *h);
 void tp_join_tick(dl_tcp_listener *l, uint64_t now);
+/* Forgets the dials of the cluster before. False: some of them still end, and the next one has to wait. */
+bool tp_join_clean(dl_tcp_listener *l);
 /* No cluster will come of it. Cleans up at the following ticks. */
 void tp_join_abort(dl_tcp_listener *l);
 

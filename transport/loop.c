@@ -315,6 +315,8 @@ void tp_loop_destroy(struct tp_loop **loop)
     l->quit = true;
     pthread_cond_signal(&l->open);
     pthread_mutex_unlock(&l->gate);
+    /* The thread may have looked before `quit` was there and be about to take its turn: it is not to sleep in it. */
+    (void)uv_async_send(&l->async);
     pthread_mutex_unlock(&l->own); /* and not tp_loop_leave: the thread may be through with it by now */
     if (orphan)
         return;

@@ -72,8 +72,8 @@ struct dl_link_stats {
 };
 void dl_transport_link_stats(const dl_transport *t, int node, struct dl_link_stats *out);
 
-/* Who a node is: its address as the root was given it ("root" for node 0, "node 2" in one process), and what it said of itself
- * (dl_tcp_opts.about, .features). The texts live as long as the transport. */
+/* Who a node is: its address as the root was given it (of node 0 "root", at workers "root at 10.0.0.1:40312"; "node 2" in one
+ * process), and what it said of itself (dl_tcp_opts.about, .features). The texts live as long as the transport. */
 struct dl_node_info {
     const char *name, *about;
     uint64_t features;
