@@ -19,6 +19,8 @@ int cli_cmd_tokenize(const struct cli_opts *o);
 int cli_cmd_inspect(const struct cli_opts *o);
 int cli_cmd_devices(const struct cli_opts *o);
 int cli_cmd_perplexity(const struct cli_opts *o);
+int cli_cmd_worker(const struct cli_opts *o);
+int cli_cmd_keygen(const struct cli_opts *o);
 
 /* Sends log lines elsewhere for a while (NULL: back to stderr). Only while no other thread runs. */
 void cli_log_to(dl_log_fn *fn, void *ud);
@@ -44,6 +46,8 @@ const char *cli_size(char text[32], uint64_t bytes);
  * >= 0 none kills, nor does SIGTERM or SIGHUP: each is a byte, its number, written to that (non-blocking) pipe. That is for a
  * prompt, which has the terminal to put in order first. Not nested. */
 void cli_interrupt_begin(int wake_fd);
+/* The same for a service: SIGTERM counts as Ctrl-C. */
+void cli_interrupt_begin_service(void);
 void cli_interrupt_end(void);
 bool cli_interrupted(void *unused); /* a dl_stop_fn */
 
@@ -68,6 +72,31 @@ int cli_read_file(const char *path, struct dl_str *out);
 /* Appends ids separated by spaces, commas or line ends. DL_EINVAL (logged, naming `what`). */
 int cli_read_ids(const char *what, const char *text, size_t n, struct dl_tokens *out);
 
+/* --------------------------------------------------------------------------------------------- cluster.c */
+
+#define CLI_PORT "9990"
+#define CLI_MAX_WORKERS 255
+
+/* --workers. Zero-initialised is none; the texts are owned. */
+struct cli_workers {
+    char *v[CLI_MAX_WORKERS];
+    uint32_t n;
+};
+/* CLI_USAGE also for options that need --workers. */
+int cli_workers_parse(const struct cli_opts *o, struct cli_workers *w);
+void cli_workers_finish(struct cli_workers *w);
+
+/* The key of --key or $DLLAMA_KEY_FILE. *has: there is one; the caller forgets it. */
+int cli_key(const struct cli_opts *o, struct dl_key *key, bool *has);
+/* How this process takes part in a cluster: build, key (which outlives *out), what it says of itself. about: a buffer that outlives *out. */
+#define CLI_ABOUT 192
+void cli_tcp_opts(const struct cli_opts *o, const struct dl_key *key, const dl_device *dev, char about[CLI_ABOUT],
+                  struct dl_tcp_opts *out);
+/* The root's connection to all workers. Each that fails is named in the log, with the reason and the way out. */
+int cli_connect(const struct cli_opts *o, const struct cli_workers *w, const dl_device *dev, dl_transport **out);
+/* --wire; q80 in a cluster, f32 in one machine, where nothing travels that would be worth rounding. */
+int cli_wire(const struct cli_opts *o, bool cluster, enum dl_type *out);
+
 /* ------------------------------------------------------------------------------------------------ load.c */
 
 #define CLI_MAX_DEVICES 16
@@ -79,6 +108,7 @@ struct cli_engine {
     dl_tokenizer *tok;
     dl_device *devices[CLI_MAX_DEVICES];
     uint32_t n_devices;
+    struct cli_workers workers; /* the rest of the cluster */
     dl_engine *engine;
     struct dl_engine_info info;
     uint64_t load_ns;
@@ -91,11 +121,13 @@ enum cli_file cli_file_kind(const char *path); /* by its first bytes; OTHER also
 int cli_load_tokenizer(const char *model, const char *tokenizer, dl_tokenizer **out);
 /* Opens the devices of --device into e; `auto` leaves its place NULL until the model is known. */
 int cli_load_devices(const struct cli_opts *o, struct cli_engine *e);
+/* Opens what `auto` left. e->model may be NULL: the fastest device then, for any model. */
+int cli_choose_devices(const struct cli_opts *o, struct cli_engine *e);
 /* Everything: model (the demo without one), tokenizer, devices, engine. ctx: where --ctx is not given and the model knows
  * as many, 0: the engine's default; max_out 0: likewise. */
 int cli_load(const struct cli_opts *o, uint32_t ctx, uint32_t max_out, struct cli_engine *e);
 /* After a GPU failed: the same model and context on the CPU, in place; sessions are destroyed before. DL_EDEVICE when there was
- * no GPU. */
+ * no GPU, and in a cluster. */
 int cli_fall_back(const struct cli_opts *o, struct cli_engine *e);
 void cli_unload(struct cli_engine *e);
 

@@ -40,13 +40,20 @@ void cli_interrupt_begin(int wake_fd)
     }
 }
 
+void cli_interrupt_begin_service(void)
+{
+    cli_interrupt_begin(-1);
+    struct sigaction sa = {.sa_handler = on_interrupt, .sa_flags = SA_RESTART};
+    sigemptyset(&sa.sa_mask);
+    sigaction(SIGTERM, &sa, NULL);
+}
+
 void cli_interrupt_end(void)
 {
     signal(SIGINT, SIG_DFL);
-    if (wake >= 0) {
-        signal(SIGTERM, SIG_DFL);
+    signal(SIGTERM, SIG_DFL);
+    if (wake >= 0)
         signal(SIGHUP, SIG_DFL);
-    }
     wake = -1;
 }
 

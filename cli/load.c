@@ -119,17 +119,23 @@ int cli_load_devices(const struct cli_opts *o, struct cli_engine *e)
 }
 
 /* Which device `auto` is depends on the model. */
-static int choose_devices(const struct cli_opts *o, struct cli_engine *e)
+int cli_choose_devices(const struct cli_opts *o, struct cli_engine *e)
 {
     struct dl_cpu_opts cpu;
     int err = cpu_opts(o, &cpu);
     for (uint32_t i = 0; i < e->n_devices && !err; i++)
         if (!e->devices[i])
-            err = dl_device_open_best(e->model, &cpu, &e->devices[i]);
+            err = dl_device_open_best(e->model, e->workers.n + 1, &cpu, &e->devices[i]);
     return err;
 }
 
-/* --split 3:1: one share per device, 0 where it says auto. */
+/* How many share the model: the devices of this process, or the nodes of a cluster. */
+static uint32_t n_shares(const struct cli_engine *e)
+{
+    return e->workers.n ? e->workers.n + 1 : e->n_devices;
+}
+
+/* --split 3:1: one share each, 0 where it says auto. */
 static int parse_split(const struct cli_opts *o, uint32_t n, double *out)
 {
     const char *at = o->split;
@@ -138,20 +144,26 @@ static int parse_split(const struct cli_opts *o, uint32_t n, double *out)
         char *end;
         out[i] = strtod(at, &end);
         if (end == at || !(out[i] > 0 && out[i] < 1e6) || *end != (i + 1 < n ? ':' : 0))
-            return cli_usage("--split: '%s' is not auto or %u shares above 0 with colons between, one per device",
-                             o->split, n);
+            return cli_usage("--split: '%s' is not auto or %u shares above 0 with colons between, one per %s", o->split,
+                             n, o->workers ? "node, root first" : "device");
         at = end + 1;
     }
     return DL_OK;
 }
 
-/* Several devices share the model as --split says, else by their measured speed. */
-static int shares(const struct cli_opts *o, const struct cli_engine *e, double *out)
+/* Several devices share the model as --split says, else by their measured speed. *out NULL: equally. */
+static int shares(const struct cli_opts *o, const struct cli_engine *e, double *v, const double **out)
 {
-    int err = o->split ? parse_split(o, e->n_devices, out) : DL_OK;
-    if (err || (o->split && out[0] > 0))
+    *out = NULL;
+    if (n_shares(e) < 2)
+        return DL_OK;
+    int err = o->split ? parse_split(o, n_shares(e), v) : DL_OK;
+    if (err || (e->workers.n && !(v[0] > 0)))
         return err;
-    return dl_devices_shares(e->model, e->devices, e->n_devices, out);
+    *out = v;
+    if (v[0] > 0)
+        return DL_OK;
+    return dl_devices_shares(e->model, e->devices, e->n_devices, v);
 }
 
 static int kv_type(const struct cli_opts *o, enum dl_type *out)
@@ -170,11 +182,17 @@ static int kv_type(const struct cli_opts *o, enum dl_type *out)
 
 static int make_engine(const struct cli_opts *o, uint32_t ctx, uint32_t max_out, struct cli_engine *e)
 {
-    double share[CLI_MAX_DEVICES] = {0};
-    enum dl_type kv;
+    double share[CLI_MAX_WORKERS + 1] = {0};
+    const double *by = NULL;
+    enum dl_type kv, wire;
+    dl_transport *cluster = NULL;
     int err = kv_type(o, &kv);
-    if (!err && e->n_devices > 1)
-        err = shares(o, e, share);
+    if (!err)
+        err = cli_wire(o, e->workers.n, &wire);
+    if (!err)
+        err = shares(o, e, share, &by);
+    if (!err && e->workers.n)
+        err = cli_connect(o, &e->workers, e->devices[0], &cluster);
     if (err)
         return err;
     struct cli_progress bar;
@@ -183,12 +201,13 @@ static int make_engine(const struct cli_opts *o, uint32_t ctx, uint32_t max_out,
         .model = e->model,
         .devices = e->devices,
         .n_devices = e->n_devices,
-        .shares = e->n_devices > 1 ? share : NULL,
+        .shares = by,
+        .transport = cluster,
         .ctx = ctx,
         .max_batch = (uint32_t)o->batch,
         .max_out = max_out,
         .kv_type = kv,
-        .wire = DL_F32, /* devices of one machine: nothing travels that would be worth rounding */
+        .wire = wire,
         .progress = cli_progress,
         .progress_ud = &bar,
     };
@@ -202,17 +221,23 @@ static int make_engine(const struct cli_opts *o, uint32_t ctx, uint32_t max_out,
 int cli_load(const struct cli_opts *o, uint32_t ctx, uint32_t max_out, struct cli_engine *e)
 {
     uint64_t start = dl_now_ns();
-    enum dl_type kv;
+    enum dl_type kv, wire;
     int err = kv_type(o, &kv);
     if (!err)
+        err = cli_workers_parse(o, &e->workers);
+    if (!err)
+        err = cli_wire(o, e->workers.n, &wire);
+    if (!err)
         err = cli_load_devices(o, e); /* first: a wrong option is to be seen before a large file is read */
-    double share[CLI_MAX_DEVICES];
+    if (!err && e->workers.n && e->n_devices > 1)
+        err = cli_usage("--device: in a cluster a node computes with one device: start a worker for each other");
+    double share[CLI_MAX_WORKERS + 1];
     if (!err && o->split)
-        err = parse_split(o, e->n_devices, share);
+        err = parse_split(o, n_shares(e), share);
     if (!err)
         err = model_open(o, e);
     if (!err)
-        err = choose_devices(o, e);
+        err = cli_choose_devices(o, e);
     if (err)
         return err;
     uint32_t knows = dl_model_header(e->model)->max_seq;
@@ -233,7 +258,7 @@ int cli_fall_back(const struct cli_opts *o, struct cli_engine *e)
     bool gpu = false;
     for (uint32_t i = 0; i < e->n_devices; i++)
         gpu = gpu || !e->devices[i]->threads;
-    if (!gpu)
+    if (!gpu || e->workers.n)
         return DL_EDEVICE; /* there is nothing to fall back to, and what failed has said so */
     dl_engine_destroy(&e->engine);
     for (uint32_t i = 0; i < e->n_devices; i++)
@@ -258,5 +283,6 @@ void cli_unload(struct cli_engine *e)
     dl_tokenizer_close(&e->tok);
     dl_model_close(&e->model);
     free(e->demo);
+    cli_workers_finish(&e->workers);
     *e = (struct cli_engine){0};
 }

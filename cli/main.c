@@ -16,8 +16,16 @@ static const struct cli_command commands[] = {
      "dllama-vk run model.gguf -p \"Once upon a time\" -n 100 --temp 0",
      "MODEL is a .gguf (of a split one the first part) or a Distributed Llama .m.\n"
      "Without a prompt: an interactive chat on a terminal, else the prompt is read from stdin.\n"
-     "A text that is continued is printed with its beginning; of a chat, the answer alone.",
+     "A text that is continued is printed with its beginning; of a chat, the answer alone.\n"
+     "With --workers this machine and the workers compute together: each holds a slice of every layer.",
      cli_cmd_run},
+    {"worker", "", CLI_WORKER, "Lends this machine's GPU or CPU to a root: whoever runs a model with --workers.",
+     "dllama-vk worker --listen 0.0.0.0:9990 --key cluster.key",
+     "Serves one root at a time, for ever; Ctrl-C or SIGTERM ends it. One worker computes with one device:\n"
+     "start another one, on another port, for each further GPU.",
+     cli_cmd_worker},
+    {"keygen", "FILE", CLI_KEYGEN, "Makes the key that all nodes of a cluster share.", "dllama-vk keygen cluster.key",
+     "Copy the file to every machine, readable for its user alone. Who has it may use the cluster.", cli_cmd_keygen},
     {"devices", "", CLI_DEVICES, "Shows what this machine can compute on.", "dllama-vk devices --json", NULL,
      cli_cmd_devices},
     {"inspect", "FILE", CLI_INSPECT, "Shows what is in a model or tokenizer file (.gguf, .m, .t).",
@@ -34,6 +42,8 @@ static const struct cli_command commands[] = {
 static const char environment[] = "environment:\n"
                                   "  DLLAMA_THREADS   threads of the CPU device\n"
                                   "  DLLAMA_CPU       most advanced CPU kernels to use: ref, avx2\n"
+                                  "  DLLAMA_KEY_FILE  cluster key, as --key\n"
+                                  "  DLLAMA_CACHE_DIR where compiled kernels and workers' weights are kept\n"
                                   "  NO_COLOR         no colours\n";
 
 /* An error is exactly one line on stderr: "dllama-vk: <what>: <why>". */

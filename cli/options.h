@@ -21,8 +21,11 @@ enum {
     CLI_INSPECT = 4,
     CLI_DEVICES = 8,
     CLI_PERPLEXITY = 16,
-    CLI_ALL = 31,
+    CLI_WORKER = 32,
+    CLI_KEYGEN = 64,
+    CLI_ALL = 127,
     CLI_COMPUTE = CLI_RUN | CLI_PERPLEXITY,
+    CLI_CLUSTER = CLI_COMPUTE | CLI_WORKER,
     CLI_TEXT = CLI_RUN | CLI_TOKENIZE
 };
 
@@ -50,13 +53,27 @@ enum {
     X(CTX, 0, "ctx", "N", SIZE, ctx, 1, 1u << 24, CLI_COMPUTE,                                                       \
       "context in tokens (default: the model's, at most 8192)")                                                      \
     X(BATCH, 0, "batch", "N", UINT, batch, 1, 65536, CLI_COMPUTE, "largest prefill batch (default 128)")             \
-    X(THREADS, 0, "threads", "N", UINT, threads, 1, DL_CPU_MAX_THREADS, CLI_COMPUTE | CLI_DEVICES,                   \
+    X(THREADS, 0, "threads", "N", UINT, threads, 1, DL_CPU_MAX_THREADS, CLI_CLUSTER | CLI_DEVICES,                   \
       "threads of the CPU device (default: one per processor)")                                                      \
-    X(DEVICE, 0, "device", "LIST", STR, device, 0, 0, CLI_COMPUTE | CLI_DEVICES,                                     \
+    X(DEVICE, 0, "device", "LIST", STR, device, 0, 0, CLI_CLUSTER | CLI_DEVICES,                                     \
       "devices to use, e.g. auto, cpu, vulkan:1 (default auto)")                                                     \
     X(SPLIT, 0, "split", "W0:W1", STR, split, 0, 0, CLI_COMPUTE,                                                     \
-      "share of the model per device (default auto: by measured speed)")                                             \
+      "share of the model per device, in a cluster per node, root first (default auto)")                             \
     X(KV, 0, "kv", "TYPE", STR, kv, 0, 0, CLI_COMPUTE, "type of the KV cache: f16 (default), q80, f32")              \
+    X(WORKERS, 0, "workers", "HOST:PORT,...", STR, workers, 0, 0, CLI_COMPUTE,                                       \
+      "machines to compute with, `dllama-vk worker` runs on each (default port 9990)")                               \
+    X(WIRE, 0, "wire", "TYPE", STR, wire, 0, 0, CLI_COMPUTE,                                                         \
+      "precision between nodes: q80 (default), f16, f32; between devices f32")                                       \
+    X(LISTEN, 0, "listen", "HOST:PORT", STR, listen, 0, 0, CLI_WORKER,                                               \
+      "where roots connect (default 127.0.0.1:9990; 0.0.0.0:9990: from every network)")                              \
+    X(KEY, 0, "key", "FILE", STR, key, 0, 0, CLI_CLUSTER, "cluster key, the same on all nodes (see keygen)")         \
+    X(INSECURE, 0, "insecure", NULL, FLAG, insecure, 0, 0, CLI_CLUSTER,                                              \
+      "go without a key beyond this machine: whoever reaches the port may use and read all")                         \
+    X(LOCAL, 0, "model", "FILE", STR, local, 0, 0, CLI_WORKER,                                                       \
+      "a local copy of the root's model: nothing has to be sent")                                                    \
+    X(CACHE_SIZE, 0, "cache-size", "SIZE", SIZE, cache_size, 0, 1.8e19, CLI_WORKER,                                  \
+      "weights to keep on disk for the next start, 0: none (default 32G, half of the free disk)")                    \
+    X(ONCE, 0, "once", NULL, FLAG, once, 0, 0, CLI_WORKER, "end after one root")                                     \
     X(IDS, 0, "ids", NULL, FLAG, ids, 0, 0, CLI_RUN, "print token ids instead of text")                              \
     X(DUMP, 0, "dump-logits", "FILE", STR, dump_logits, 0, 0, CLI_RUN,                                               \
       "write logits as raw f32: last prompt position, then each token")                                              \
@@ -83,10 +100,11 @@ struct cli_list {
 struct cli_opts {
     const char *model; /* the operand: MODEL or FILE; NULL when absent */
     const char *prompt, *file, *prompt_ids, *tokenizer, *system, *chat_template, *device, *split, *kv, *dump_logits;
+    const char *workers, *wire, *listen, *key, *local;
     struct cli_list stop;
-    uint64_t n, top_k, seed, ctx, batch, threads;
+    uint64_t n, top_k, seed, ctx, batch, threads, cache_size;
     double temp, top_p, min_p, repeat_penalty;
-    bool chat, raw, ids, no_bos, no_special, decode, json, quiet, verbose, help;
+    bool chat, raw, ids, no_bos, no_special, decode, insecure, once, json, quiet, verbose, help;
     uint64_t given; /* bit i: option i stands on the command line */
 };
 static inline bool cli_given(const struct cli_opts *o, enum cli_option_id id)

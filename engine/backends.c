@@ -80,17 +80,20 @@ static uint64_t bytes_per_token(const dl_model *model)
 
 static double token_ns(dl_device *dev, const dl_model *model, struct dl_device_rate *rate)
 {
-    const struct dl_model_header *h = dl_model_header(model);
-    if (dl_device_measure(dev, h, weight_type(model), rate) || !(rate->bytes_per_s > 0))
+    static const struct dl_model_header common = {.dim = 4096, .n_layers = 32}; /* 8 billion weights, 4 bits each */
+    const struct dl_model_header *h = model ? dl_model_header(model) : &common;
+    const uint64_t bytes = model ? bytes_per_token(model) : UINT64_C(4500000000);
+    if (dl_device_measure(dev, h, model ? weight_type(model) : DL_Q40, rate) || !(rate->bytes_per_s > 0))
         return 0;
-    double ns = dl_device_token_ns(rate, h, bytes_per_token(model));
+    double ns = dl_device_token_ns(rate, h, bytes);
     dl_log(DL_LOG_INFO, "%s: reads weights at %.1f GB/s, %.0f tok/s to be expected", dev->name, rate->bytes_per_s / 1e9,
            1e9 / ns);
     return ns;
 }
 
-int dl_device_open_best(const dl_model *model, const struct dl_cpu_opts *cpu, dl_device **out)
+int dl_device_open_best(const dl_model *model, uint32_t n_nodes, const struct dl_cpu_opts *cpu, dl_device **out)
 {
+    const uint64_t need = model ? dl_model_weight_bytes(model) / n_nodes + FITS_RESERVE : 0;
     struct dl_vulkan_info gpus[MAX_GPUS];
     struct dl_device_rate rate;
     uint32_t n = 0;
@@ -105,9 +108,10 @@ int dl_device_open_best(const dl_model *model, const struct dl_cpu_opts *cpu, dl
         dl_device *gpu = NULL;
         if (dl_vulkan_open(&opts, &gpu))
             continue; /* it has said why */
-        if (gpu->mem_free && dl_model_weight_bytes(model) + FITS_RESERVE > gpu->mem_free) {
-            dl_log(DL_LOG_WARN, "%s: %.1f GiB are free, the model has %.1f: not used", gpu->name,
-                   (double)gpu->mem_free / 0x1p30, (double)dl_model_weight_bytes(model) / 0x1p30);
+        if (gpu->mem_free && need > gpu->mem_free) {
+            dl_log(DL_LOG_WARN, "%s: %.1f GiB are free, the model%s has %.1f: not used", gpu->name,
+                   (double)gpu->mem_free / 0x1p30, n_nodes > 1 ? "'s part" : "",
+                   (double)(need - FITS_RESERVE) / 0x1p30);
             dl_device_close(&gpu);
             continue;
         }
@@ -119,7 +123,8 @@ int dl_device_open_best(const dl_model *model, const struct dl_cpu_opts *cpu, dl
             *out = gpu;
             best = ns;
         } else {
-            dl_log(DL_LOG_INFO, "%s: slower than %s for this model, not used", gpu->name, (*out)->name);
+            dl_log(DL_LOG_INFO, "%s: slower than %s%s, not used", gpu->name, (*out)->name,
+                   model ? " for this model" : "");
             dl_device_close(&gpu);
         }
     }

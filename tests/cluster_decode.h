@@ -254,7 +254,7 @@ static inline int decode_one(const uint8_t *bytes, size_t n)
 
 static inline void example_model(struct eng_out *o)
 {
-    struct eng_model_msg m = {.h = decode_header(), .n_nodes = DECODE_NODES, .node = 1};
+    struct eng_model_msg m = {.h = decode_header(), .n_nodes = DECODE_NODES, .node = 1, .name = "example"};
     struct dl_slice slices[DECODE_NODES];
     enum dl_type types[2 * DL_T_COUNT] = {DL_F32};
     float factors[8] = {1, 1, 1, 2, 2, 4, 8, 8};

@@ -11,7 +11,7 @@
 /* What users and scripts may rely on; taken from the contract and not from the program's own table. */
 static const struct {
     const char *command;
-    const char *options[28];
+    const char *options[36];
 } contract[] = {
     {"run", {"-p",           "-f",
              "--prompt-ids", "-n",
@@ -25,9 +25,18 @@ static const struct {
              "--batch",      "--kv",
              "--ids",        "--dump-logits",
              "--tokenizer",  "--quiet",
-             "--verbose",    "--json"}},
+             "--verbose",    "--json",
+             "--workers",    "--split",
+             "--wire",       "--key",
+             "--insecure"}},
+    {"worker",
+     {"--listen", "--device", "--threads", "--model", "--cache-size", "--key", "--insecure", "--once", "--quiet",
+      "--verbose", "--json"}},
+    {"keygen", {"--quiet", "--json"}},
     {"tokenize", {"-p", "--no-bos", "--no-special", "--decode", "--tokenizer", "--quiet", "--verbose", "--json"}},
-    {"perplexity", {"-f", "--ctx", "--batch", "--device", "--threads", "--kv", "--tokenizer", "--quiet", "--json"}},
+    {"perplexity",
+     {"-f", "--ctx", "--batch", "--device", "--threads", "--kv", "--tokenizer", "--quiet", "--json", "--workers",
+      "--split", "--wire", "--key", "--insecure"}},
     {"inspect", {"--tokenizer", "--quiet", "--verbose", "--json"}},
     {"devices", {"--device", "--threads", "--quiet", "--verbose", "--json"}},
 };
@@ -74,6 +83,8 @@ static void test_help(void **state)
                        : !strcmp(name, "tokenize")   ? CLI_TOKENIZE
                        : !strcmp(name, "perplexity") ? CLI_PERPLEXITY
                        : !strcmp(name, "inspect")    ? CLI_INSPECT
+                       : !strcmp(name, "worker")     ? CLI_WORKER
+                       : !strcmp(name, "keygen")     ? CLI_KEYGEN
                                                      : CLI_DEVICES;
         for (size_t i = 0; i < DL_COUNT_OF(table); i++)
             if (has_word(r.out, table[i].name) != ((table[i].commands & bit) != 0))

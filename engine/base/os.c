@@ -16,10 +16,14 @@
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
+#include <sys/statvfs.h>
 #include <time.h>
 #include <unistd.h>
 #ifdef __linux__
 #include <sched.h>
+#endif
+#ifdef __GLIBC__
+#include <malloc.h>
 #endif
 
 uint64_t dl_now_ns(void)
@@ -328,6 +332,38 @@ uint64_t dl_mem_available(void)
     if (f)
         fclose(f);
     return kib ? (uint64_t)kib << 10 : dl_mem_total();
+}
+
+void dl_mem_trim(void)
+{
+#ifdef __GLIBC__
+    (void)malloc_trim(0);
+#endif
+}
+
+uint64_t dl_disk_free(const char *folder)
+{
+    char path[3072];
+    struct statvfs st;
+    size_t n = strlen(folder);
+    if (n >= sizeof path)
+        return 0;
+    memcpy(path, folder, n + 1);
+    while (statvfs(path, &st)) {
+        char *slash = errno == ENOENT ? strrchr(path, '/') : NULL;
+        if (!slash || slash == path)
+            return 0;
+        *slash = 0;
+    }
+    uint64_t bytes;
+    return dl_mul_u64(st.f_bavail, st.f_frsize, &bytes) ? bytes : 0;
+}
+
+void dl_host_name(char *out, size_t cap)
+{
+    if (gethostname(out, cap))
+        snprintf(out, cap, "?");
+    out[cap - 1] = 0;
 }
 
 uint32_t dl_cpu_count(void)

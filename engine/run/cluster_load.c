@@ -33,6 +33,7 @@ static int send_plan(struct eng_cluster *c, struct eng_peer *p)
                               .opts = e->plan_opts,
                               .rope_factors = e->rope_factors,
                               .made = e->model->made};
+    snprintf(m.name, sizeof m.name, "%s", dl_model_name(e->model));
     struct dl_model_plan *mp;
     int err = dl_plan_build(e->h, &e->types, e->slices, m.node, m.n_nodes, &m.opts, &mp);
     if (err)

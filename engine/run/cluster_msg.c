@@ -70,7 +70,7 @@ void eng_put_f64(struct eng_out *o, double v)
     eng_put_u64(o, u);
 }
 
-static void put_text(struct eng_out *o, const char *text, size_t most)
+void eng_put_text(struct eng_out *o, const char *text, size_t most)
 {
     size_t n = strlen(text);
     n = DL_MIN(n, most);
@@ -118,8 +118,7 @@ void eng_in_digest(struct eng_cursor *c, struct eng_digest *out)
         memcpy(out->v, p, sizeof out->v);
 }
 
-/* At most cap - 1 bytes, which may not hold a NUL. */
-static bool read_text(struct eng_cursor *c, char *out, size_t cap, const char *what)
+bool eng_in_text(struct eng_cursor *c, char *out, size_t cap, const char *what)
 {
     uint32_t n = eng_read_u32(c, what);
     const uint8_t *p = n < cap ? eng_read_bytes(c, n, what) : NULL;
@@ -147,8 +146,8 @@ void eng_hello_write(struct eng_out *o, const struct eng_hello *h)
     eng_out_begin(o, ENG_MSG_HELLO);
     eng_put_u32(o, MAGIC);
     eng_put_u32(o, h->protocol);
-    put_text(o, h->build, sizeof h->build - 1);
-    put_text(o, h->about, sizeof h->about - 1);
+    eng_put_text(o, h->build, sizeof h->build - 1);
+    eng_put_text(o, h->about, sizeof h->about - 1);
 }
 
 /* Of another protocol only the first three fields are known, which never change. */
@@ -159,10 +158,10 @@ int eng_hello_read(const struct eng_in *in, struct eng_hello *out)
     if (eng_read_u32(&c, "magic") != MAGIC)
         return dl_fail(DL_EFORMAT, "%s: does not speak the language of dllama-vk", in->who);
     out->protocol = eng_read_u32(&c, "protocol");
-    bool ok = read_text(&c, out->build, sizeof out->build, "build");
+    bool ok = eng_in_text(&c, out->build, sizeof out->build, "build");
     if (ok && !c.bad && out->protocol != ENG_PROTOCOL)
         return DL_OK;
-    ok = ok && read_text(&c, out->about, sizeof out->about, "description");
+    ok = ok && eng_in_text(&c, out->about, sizeof out->about, "description");
     return ok ? eng_in_close(in, &c) : eng_in_wrong(in, "a text is too long");
 }
 
@@ -170,7 +169,7 @@ void eng_error_write(struct eng_out *o, int code, const char *text)
 {
     eng_out_begin(o, ENG_MSG_ERROR);
     eng_put_u32(o, (uint32_t)-code);
-    put_text(o, text, ENG_TEXT_MOST);
+    eng_put_text(o, text, ENG_TEXT_MOST);
 }
 
 int eng_error_read(const struct eng_in *in, struct eng_error *out)
@@ -178,7 +177,7 @@ int eng_error_read(const struct eng_in *in, struct eng_error *out)
     *out = (struct eng_error){0};
     struct eng_cursor c = eng_in_open(in);
     uint32_t code = eng_read_u32(&c, "code");
-    bool ok = read_text(&c, out->text, sizeof out->text, "text");
+    bool ok = eng_in_text(&c, out->text, sizeof out->text, "text");
     out->code = code >= 1 && code <= 11 ? -(int)code : DL_EPEER;
     return ok ? eng_in_close(in, &c) : eng_in_wrong(in, "its text is too long");
 }

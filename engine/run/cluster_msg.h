@@ -69,6 +69,7 @@ void eng_put_u64(struct eng_out *o, uint64_t v);
 void eng_put_f32(struct eng_out *o, float v);
 void eng_put_f64(struct eng_out *o, double v);
 void eng_put_bytes(struct eng_out *o, const void *bytes, size_t n);
+void eng_put_text(struct eng_out *o, const char *text, size_t most); /* cut to `most` bytes */
 void eng_out_finish(struct eng_out *o);
 
 /* A message that arrived. Its first byte says which; the cursor stands behind it. */
@@ -112,6 +113,7 @@ struct eng_model_msg {
     float *rope_factors;    /* (n_rot / 2), owned; NULL where the model has none */
     struct eng_digest plan; /* of the receiver's plan, as the sender builds it */
     bool made;              /* there is no file: the receiver makes its weights up, OFFER to GOT are left out */
+    char name[128];         /* for messages */
 };
 void eng_model_write(struct eng_out *o, const struct eng_model_msg *m);
 /* n_nodes and node are what the transport says. Owned parts are set only on success. DL_ENOMEM too, DL_EUNSUP for a header over

@@ -16,5 +16,7 @@ int eng_in_wrong(const struct eng_in *in, const char *what);
 
 double eng_in_f64(struct eng_cursor *c, const char *what);
 void eng_in_digest(struct eng_cursor *c, struct eng_digest *out);
+/* Into out, at most cap - 1 bytes; false where it is longer or holds a NUL. */
+bool eng_in_text(struct eng_cursor *c, char *out, size_t cap, const char *what);
 
 #endif

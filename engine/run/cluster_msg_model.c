@@ -11,11 +11,12 @@
 #include "cluster_msg_in.h"
 
 /* The fields in the order of struct dl_model_header. */
-#define HEADER_U32(X)                                                                                                 \
-    X(dim)                                                                                                            \
-    X(hidden_dim)                                                                                                     \
-    X(n_layers) X(n_heads) X(n_kv_heads) X(head_dim) X(vocab) X(max_seq) X(n_experts) X(n_experts_used) X(expert_dim) \
-        X(n_rot) X(rope_orig_ctx)
+#define HEADER_U32(X)                                                                                              \
+    X(dim)                                                                                                         \
+    X(hidden_dim)                                                                                                  \
+    X(n_layers)                                                                                                    \
+    X(n_heads) X(n_kv_heads) X(head_dim) X(vocab) X(max_seq) X(n_experts) X(n_experts_used) X(expert_dim) X(n_rot) \
+        X(rope_orig_ctx)
 #define HEADER_F32(X) X(norm_eps) X(rope_factor) X(rope_low_freq) X(rope_high_freq)
 
 static void put_header(struct eng_out *o, const struct dl_model_header *h)
@@ -191,6 +192,7 @@ void eng_model_write(struct eng_out *o, const struct eng_model_msg *m)
     for (uint32_t i = 0; m->rope_factors && i < m->h.n_rot / 2; i++)
         eng_put_f32(o, m->rope_factors[i]);
     eng_put_u8(o, m->made);
+    eng_put_text(o, m->name, sizeof m->name - 1);
     eng_put_bytes(o, m->plan.v, sizeof m->plan.v);
 }
 
@@ -215,11 +217,12 @@ int eng_model_read(const struct eng_in *in, uint32_t n_nodes, uint32_t node, str
         err = read_factors(in, &c, &m);
     uint8_t made = eng_read_u8(&c, "kind of weights");
     m.made = made;
+    bool named = eng_in_text(&c, m.name, sizeof m.name, "name");
     eng_in_digest(&c, &m.plan);
     if (!err && made > 1)
         err = eng_in_wrong(in, "an unknown kind of weights");
     if (!err)
-        err = eng_in_close(in, &c);
+        err = named ? eng_in_close(in, &c) : eng_in_wrong(in, "its name is too long");
     if (err)
         eng_model_finish(&m);
     *out = m;

@@ -110,6 +110,8 @@ int eng_node_programs(struct eng_node *n, void (*alive)(void *ud), void *ud);
 void eng_node_finish(struct eng_node *n);
 /* Bytes of the plan's buffers by use; false when they cannot be counted. */
 bool eng_node_sizes(const struct eng_node *n, uint64_t *kv, uint64_t *act, uint64_t *weights);
+/* How much of all weights a slice is, 0 to 1. */
+double eng_slice_share(const struct dl_model_header *h, const struct dl_slice *slices, uint32_t n, uint32_t i);
 /* Memory for the batch and the rows that come of it; e->shape is set. */
 int eng_batch_buffers(dl_engine *e);
 /* e->batch into a node's INPUT buffers, all but the embedding rows. */

@@ -109,6 +109,7 @@ int eng_plan_digest(const struct eng_model_msg *m, const struct dl_model_plan *m
 {
     struct eng_model_msg made_from = *m;
     made_from.plan = (struct eng_digest){{0}};
+    made_from.name[0] = 0;
     struct eng_out o = {0};
     struct eng_hash *hash = eng_hash_create();
     eng_model_write(&o, &made_from);

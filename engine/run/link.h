@@ -29,7 +29,7 @@ int eng_link_recv(struct eng_link *l, size_t most, uint64_t timeout_ns, struct e
 /* A message of a type that is not expected now: DL_EFORMAT, logged. */
 int eng_link_unexpected(const struct eng_in *in, const char *wanted);
 
-/* The digest of a node's plan: of all that it was made from (m, but for m->plan) and of what came of it, so that two builds that
+/* The digest of a node's plan: of all that it was made from (m, but for m->plan and m->name) and of what came of it, so that two builds that
  * plan differently do not compute together. DL_ENOMEM. */
 int eng_plan_digest(const struct eng_model_msg *m, const struct dl_model_plan *mp, struct eng_digest *out);
 

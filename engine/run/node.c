@@ -68,6 +68,20 @@ bool eng_node_sizes(const struct eng_node *n, uint64_t *kv, uint64_t *act, uint6
     return ok;
 }
 
+double eng_slice_share(const struct dl_model_header *h, const struct dl_slice *slices, uint32_t n, uint32_t i)
+{
+    double all = 0, mine = 0;
+    for (uint32_t k = 0; k < n; k++) {
+        const struct dl_slice *s = &slices[k];
+        double heads = 2.0 * h->head_dim * ((double)s->n_heads + s->n_kv_heads);
+        double ffn = 3.0 * s->n_ffn * DL_MAX(h->n_experts, 1u);
+        double weights = h->n_layers * (heads + ffn) + s->n_vocab; /* rows of `dim` values */
+        all += weights;
+        mine = k == i ? weights : mine;
+    }
+    return all > 0 ? mine / all : 0;
+}
+
 int eng_batch_buffers(dl_engine *e)
 {
     int err = eng_batch_init(&e->batch, &e->shape);

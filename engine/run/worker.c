@@ -14,7 +14,8 @@
 #define HELLO_NS (UINT64_C(10) * 1000000000u)
 #define ALIVE_NS UINT64_C(1000000000)
 #define EXPLAIN_NS UINT64_C(500000000)
-#define FOREVER UINT64_MAX /* while the root's link lives: the transport notices when it does not */
+#define STOP_NS UINT64_C(200000000) /* how often a wait asks whether it is to end */
+#define FOREVER UINT64_MAX          /* while the root's link lives: the transport notices when it does not */
 
 /* -------------------------------------------------------------------------------------------------- talking */
 
@@ -69,9 +70,33 @@ static const char *who_is_gone(const struct eng_worker *w, char *out, size_t cap
     return out;
 }
 
+static bool stopped(const struct eng_worker *w)
+{
+    return w->opts->stop && w->opts->stop(w->opts->stop_ud);
+}
+
+/* A message, or the end of this worker. */
+static int recv_or_stop(struct eng_worker *w, size_t most, uint64_t timeout_ns, struct eng_in *in)
+{
+    int err = DL_ETIMEDOUT;
+    for (uint64_t left = timeout_ns; err == DL_ETIMEDOUT && left;) {
+        uint64_t part = w->opts->stop ? DL_MIN(left, STOP_NS) : left;
+        if (stopped(w)) {
+            tell(w, DL_EPEER, "its user has stopped it");
+            w->stopped = true;
+            return DL_ECANCELED;
+        }
+        err = eng_link_recv(&w->link, most, part, in);
+        left -= left == FOREVER ? 0 : part;
+    }
+    return err;
+}
+
 int eng_worker_recv(struct eng_worker *w, size_t most, uint64_t timeout_ns, struct eng_in *in)
 {
-    int err = eng_link_recv(&w->link, most, timeout_ns, in);
+    int err = recv_or_stop(w, most, timeout_ns, in);
+    if (w->stopped)
+        return err;
     if (err == DL_ETIMEDOUT)
         return dl_fail(DL_EPEER, "worker: %s: the root has not said anything for %.1f s", w->phase,
                        (double)timeout_ns / 1e9);
@@ -197,6 +222,32 @@ static int check_memory(struct eng_worker *w, struct eng_memory *m)
                    gib(m->kv) + gib(m->act) + gib(m->copied), gib(m->kv), gib(m->act), gib(m->copied), gib(m->avail));
 }
 
+/* For the one who started this worker. */
+static void report(struct eng_worker *w, enum dl_worker_phase phase)
+{
+    const dl_engine *e = w->e;
+    struct dl_worker_job *j = &w->job;
+    j->sent_bytes = w->got;
+    j->steps = e ? e->stats.steps : 0;
+    j->tokens = e ? e->stats.tokens : 0;
+    if (w->opts->tell)
+        w->opts->tell(w->opts->tell_ud, phase, j);
+}
+
+static void joined(struct eng_worker *w, const struct eng_memory *m)
+{
+    w->job = (struct dl_worker_job){.root = w->root,
+                                    .root_about = w->root_about,
+                                    .model = w->model.name,
+                                    .node = w->model.node,
+                                    .n_nodes = w->model.n_nodes,
+                                    .share = eng_slice_share(w->e->h, w->model.slices, w->model.n_nodes, w->model.node),
+                                    .weight_bytes = m->copied + m->mapped,
+                                    .kv_bytes = m->kv,
+                                    .act_bytes = m->act};
+    report(w, DL_WORKER_JOINED);
+}
+
 static int plan(struct eng_worker *w)
 {
     struct eng_in in;
@@ -228,6 +279,8 @@ static int plan(struct eng_worker *w)
     if (!same)
         return dl_fail(DL_EUNSUP, "worker: the root plans another computation for this slice than this worker does: "
                                   "install the same build on all nodes");
+    if (!err)
+        joined(w, &m);
     return err ? err : sent;
 }
 
@@ -247,7 +300,10 @@ static int load(struct eng_worker *w)
     if (err)
         return err;
     eng_plain_write(&w->out, ENG_MSG_READY);
-    return eng_worker_send(w);
+    err = eng_worker_send(w);
+    if (!err)
+        report(w, DL_WORKER_READY);
+    return err;
 }
 
 /* ------------------------------------------------------------------------------------------------- batches */
@@ -374,6 +430,11 @@ static int start(struct eng_worker *w, dl_transport *t, dl_device *dev, const st
     e->wait_ns = (uint64_t)(opts->wait_ms ? opts->wait_ms : DEFAULT_WAIT_MS) * 1000000u;
     w->opts = opts;
     w->link = (struct eng_link){.t = t, .who = "the root"};
+    struct dl_node_info root;
+    dl_transport_node_info(t, 0, &root);
+    snprintf(w->root, sizeof w->root, "%s", root.name);
+    snprintf(w->root_about, sizeof w->root_about, "%s", root.about);
+    w->job = (struct dl_worker_job){.root = w->root, .root_about = w->root_about};
     w->deaf = dl_transport_node(t) == 0;
     if (w->deaf)
         return dl_fail(DL_EINVAL, "worker: node 0 is the root's");
@@ -407,8 +468,10 @@ int dl_worker_run(dl_transport *t, dl_device *dev, const struct dl_worker_opts *
         err = serve(&w);
     if (err && w.e && w.e->nodes && w.e->nodes[0].transport) /* what is not told yet; why is in this node's log */
         tell(&w, err, dl_err_text(err));
-    if (err == DL_ECANCELED)
-        err = DL_OK; /* the root said BYE before anything was computed */
+    err = w.stopped             ? DL_ECANCELED
+          : err == DL_ECANCELED ? DL_OK /* the root said BYE before anything was computed */
+                                : err;
+    report(&w, DL_WORKER_ENDED);
     finish(&w);
     return err;
 }

@@ -26,6 +26,9 @@ struct eng_worker {
     uint64_t said_ns; /* when we last sent something */
     bool deaf;        /* the root is gone or has closed: there is nobody to tell */
     bool local_off;   /* the local file is another model */
+    bool stopped;     /* opts->stop said so */
+    struct dl_worker_job job;
+    char root[256], root_about[256]; /* what job points to */
     char phase[48];
 };
 

@@ -179,6 +179,15 @@ bool dl_file_remove(const char *path);
 uint64_t dl_mem_total(void);
 uint64_t dl_mem_available(void);
 
+/* Memory that was freed goes back to the system, where the C library keeps it. */
+void dl_mem_trim(void);
+
+/* Bytes that this user may still write in the folder, or in the one above it that there is; 0 where unknown. */
+uint64_t dl_disk_free(const char *folder);
+
+/* What this machine calls itself; "?" where it does not say. */
+void dl_host_name(char *out, size_t cap);
+
 /* Processors this process may use, >= 1. */
 uint32_t dl_cpu_count(void);
 

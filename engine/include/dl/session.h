@@ -27,9 +27,10 @@ int dl_device_measure(dl_device *dev, const struct dl_model_header *h, enum dl_t
 /* Predicted nanoseconds to decode one token on that device alone, attention not counted. */
 double dl_device_token_ns(const struct dl_device_rate *rate, const struct dl_model_header *h, uint64_t bytes_per_token);
 
-/* "auto": the CPU or the GPU that decodes this model fastest by measurement, among those whose memory holds it. Machines without
- * a GPU measure nothing. What is chosen and why is logged at INFO. */
-int dl_device_open_best(const dl_model *model, const struct dl_cpu_opts *cpu, dl_device **out);
+/* "auto": the CPU or the GPU that decodes this model fastest by measurement, among those whose memory holds its n-th part (n >= 1: the
+ * nodes that share it). model NULL: a common one, of whatever size. Machines without a GPU measure nothing. What is chosen and
+ * why is logged at INFO. */
+int dl_device_open_best(const dl_model *model, uint32_t n, const struct dl_cpu_opts *cpu, dl_device **out);
 /* Relative shares of n devices by their measured rates, for dl_engine_opts.shares. */
 int dl_devices_shares(const dl_model *model, dl_device *const *devices, uint32_t n, double *shares);
 
@@ -175,12 +176,31 @@ int dl_engine_logits(dl_engine *engine, uint32_t row, float **logits);
 
 /* ---------------------------------------------------------------------------------------------------- worker */
 
+/* What a worker has to do for the cluster it is part of. Texts live until dl_worker_run returns. */
+struct dl_worker_job {
+    const char *root, *root_about; /* its address, and what it says of itself */
+    const char *model;
+    uint32_t node, n_nodes;
+    double share;                         /* of all weights, 0 to 1 */
+    uint64_t weight_bytes, kv_bytes, act_bytes; /* of this share */
+    uint64_t sent_bytes;                  /* from READY on: of weights, that the root had to send */
+    uint64_t steps, tokens;               /* from ENDED on: computed */
+};
+/* JOINED: the plan stands; READY: all weights are there; ENDED, also without the others: the last
+ * word. On the worker's thread. */
+enum dl_worker_phase { DL_WORKER_JOINED, DL_WORKER_READY, DL_WORKER_ENDED };
+typedef void dl_worker_fn(void *ud, enum dl_worker_phase phase, const struct dl_worker_job *job);
+
 struct dl_worker_opts {
     const char *cache;     /* folder in which slices are kept for the next time, made when needed; NULL: nowhere */
     uint64_t cache_bytes;  /* of all files in it; what was not used for longest goes first */
     const dl_model *model; /* a local copy of what the root has, used where its bytes are the same; NULL: none. Outlives the call */
     uint64_t memory;       /* bytes that may be used; 0: what is free */
     uint32_t wait_ms;      /* a node that keeps the others waiting this long within a step is given up; 0: 120000 */
+    dl_worker_fn *tell;    /* may be NULL */
+    void *tell_ud;
+    dl_stop_fn *stop; /* polled between messages, a few times a second; true ends with DL_ECANCELED, which the root is told. May be NULL */
+    void *stop_ud;
 };
 
 /* Serves one cluster, as a node other than 0: until the root says goodbye (DL_OK), is lost, or sends what makes no sense, or
