@@ -14,22 +14,6 @@
 #define DEFAULT_OUT 8u
 #define DEFAULT_WAIT_MS 120000u
 
-static bool quantised(enum dl_type t)
-{
-    return t == DL_Q40 || t == DL_Q80;
-}
-
-/* FFN columns and head columns are cut at block borders where any cut tensor is quantised. */
-static uint32_t column_unit(const struct dl_model_header *h, const struct dl_tensor_types *types)
-{
-    static const enum dl_tensor_id cut[] = {DL_T_ATTN_OUT, DL_T_FFN_DOWN, DL_T_MOE_DOWN};
-    for (uint32_t l = 0; l < h->n_layers; l++)
-        for (size_t i = 0; i < DL_COUNT_OF(cut); i++)
-            if (quantised(types->layer[(size_t)l * DL_T_COUNT + cut[i]]))
-                return DL_BLOCK;
-    return 4;
-}
-
 /* Bytes of KV cache per position, all layers and devices. */
 static uint64_t kv_bytes_per_pos(const dl_engine *e, enum dl_type type)
 {
@@ -126,8 +110,8 @@ static int make_shape(dl_engine *e)
 static int make_plans(dl_engine *e)
 {
     double shares[ENG_MOST_NODES];
-    int err = dl_slices_make(e->h, column_unit(e->h, &e->types), e->heal ? eng_heal_shares(e, shares) : e->opts.shares,
-                             e->n_slices, e->slices);
+    int err = dl_slices_make(e->h, dl_column_unit(e->h, &e->types),
+                             e->heal ? eng_heal_shares(e, shares) : e->opts.shares, e->n_slices, e->slices);
     if (!err && !e->kv.refs)
         err = make_shape(e);
     for (uint32_t d = 0; !err && d < e->n_nodes; d++)

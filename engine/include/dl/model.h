@@ -138,10 +138,23 @@ struct dl_slice {
     uint32_t vocab0, n_vocab;  /* rows of the output matrix */
 };
 
-/* Cuts a model into n slices proportional to weights[] (> 0; NULL: equal), in the units of DESIGN section 5: whole KV
- * groups while n <= n_kv_heads, else single heads; FFN columns in blocks of `ffn_unit` (32 for quantised, 4 for
- * float weights, the remainder to the last one that has any); vocabulary rows in eights. Pure. */
-int dl_slices_make(const struct dl_model_header *h, uint32_t ffn_unit, const double *weights, uint32_t n, struct dl_slice *out);
+/* What slices are made of: query heads, columns of the FFN and rows of the output matrix that are never cut further. */
+struct dl_slice_units {
+    uint32_t head, ffn, vocab;
+};
+/* Those of DESIGN section 5 for n nodes: whole KV groups while n <= n_kv_heads, else single heads; FFN columns in blocks of
+ * column_unit (32 where a matrix whose columns are cut is quantised, else 4), or 128 where there are many; vocabulary rows in eights.
+ * Heads are as many as make whole blocks of column_unit. fine: single heads and column_unit columns in any case. DL_EINVAL
+ * (logged). */
+int dl_slice_units(const struct dl_model_header *h, uint32_t column_unit, uint32_t n, bool fine,
+                   struct dl_slice_units *out);
+
+/* Cuts a model into n slices proportional to weights[] (> 0; NULL: equal), in those units. Pure. */
+int dl_slices_make(const struct dl_model_header *h, uint32_t column_unit, const double *weights, uint32_t n,
+                   struct dl_slice *out);
+/* Slices of heads[i], ffn[i] and vocab[i] units for node i, which add up to all there are (the last unit may be a broken one). Pure. */
+void dl_slices_cut(const struct dl_model_header *h, const struct dl_slice_units *units, const uint32_t *heads,
+                   const uint32_t *ffn, const uint32_t *vocab, uint32_t n, struct dl_slice *out);
 
 /* Where a weight buffer of a plan comes from: rows [row0, row0 + rows) and cols [col0, col0 + cols) of a tensor (of each of
  * its experts). */
@@ -176,6 +189,8 @@ struct dl_tensor_types {
 };
 int dl_model_types(const dl_model *model, struct dl_tensor_types *out);
 void dl_tensor_types_finish(struct dl_tensor_types *types);
+/* The column_unit of slices: 32 where any matrix whose columns are cut is quantised, else 4. */
+uint32_t dl_column_unit(const struct dl_model_header *h, const struct dl_tensor_types *types);
 
 /* Builds the plan of node `node` of n_nodes with the given slices (n_nodes entries). Pure: every node builds its own, so
  * plans never cross the wire. The result has passed dl_plan_check. */
