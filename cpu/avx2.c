@@ -9,7 +9,7 @@ cpu_kernel *cpu_avx2_pick(const struct dl_op *op)
     switch (op->code) {
     case DL_OP_MATMUL:
     case DL_OP_MOE_MATMUL:
-        return cpu_avx2_pick_matmul(op);
+        return op->src[0].type == DL_Q80 ? cpu_avx2_pick_matmul_q(op) : cpu_avx2_pick_matmul(op);
     case DL_OP_ATTENTION:
         return cpu_avx2_pick_attention(op);
     case DL_OP_CONVERT:

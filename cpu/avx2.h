@@ -19,17 +19,17 @@
 #define AVX2_INLINE static __forceinline
 #endif
 
-cpu_kernel *cpu_avx2_pick_matmul(const struct dl_op *op); /* MATMUL, MOE_MATMUL */
+cpu_kernel *cpu_avx2_pick_matmul(const struct dl_op *op);   /* MATMUL, MOE_MATMUL of float weights */
+cpu_kernel *cpu_avx2_pick_matmul_q(const struct dl_op *op); /* the same of quantised, packed ones */
 cpu_kernel *cpu_avx2_pick_attention(const struct dl_op *op);
 cpu_kernel *cpu_avx2_pick_convert(const struct dl_op *op); /* CONVERT, KV_STORE */
 cpu_kernel *cpu_avx2_pick_norm(const struct dl_op *op);
 cpu_kernel *cpu_avx2_pick_elementwise(const struct dl_op *op); /* ROPE, GLU, ADD, MERGE, MOE_SUM */
 
-/* Eight weight rows against all tokens of a batch: y[t * y_row + r] = dot(w[r], x row t) + bias[r], r < rows.
+/* Eight rows of float weights against all tokens of a batch: y[t * y_row + r] = dot(w[r], x row t) + bias[r], r < rows.
  * w[rows .. 7] repeat a row that exists. bias may be NULL. */
 struct cpu_avx2_tile {
     const uint8_t *w[CPU_TILE];
-    const uint8_t *next; /* first row of the tile that the caller does next, NULL at the end */
     const uint8_t *x;
     const float *bias;
     float *y;
@@ -39,13 +39,29 @@ struct cpu_avx2_tile {
 _Static_assert(CPU_TILE == 8, "one row per lane");
 
 typedef void cpu_avx2_dot(const struct cpu_avx2_tile *tile);
-cpu_avx2_dot cpu_avx2_dot_q40, cpu_avx2_dot_q80;                    /* Q80 x */
 cpu_avx2_dot cpu_avx2_dot_f32, cpu_avx2_dot_f16, cpu_avx2_dot_bf16; /* F32 x */
 
-/* The same bits for up to AVX2_STRIP tiles of one MATMUL; faster from two tokens on. */
-#define AVX2_STRIP 8u
-typedef void cpu_avx2_panel(const struct cpu_avx2_tile *tiles, uint32_t n_tiles);
-cpu_avx2_panel cpu_avx2_panel_q40, cpu_avx2_panel_q80; /* Q80 x */
+/* Weight rows that lie in one packed tile (pack.h): lanes lane .. lane + n - 1, columns col .. of dst. bias[col ..], or NULL. */
+struct cpu_avx2_rows {
+    const uint8_t *tile;
+    const float *bias;
+    uint32_t lane, n, col;
+};
+
+/* Tokens that go over the weights together: rows of Q80 activations of `blocks` blocks, rows of dst. */
+#define CPU_AVX2_TOKENS 32u
+struct cpu_avx2_tokens {
+    const uint8_t *x[CPU_AVX2_TOKENS];
+    float *y[CPU_AVX2_TOKENS];
+    uint32_t n, blocks;
+};
+
+/* y[t][col + r] = dot(row r, x[t]) + bias[col + r] for all rows and tokens. The same bits from both; `few` is for at most
+ * CPU_AVX2_FEW tokens, `many` takes at most CPU_AVX2_STRIP tiles. */
+#define CPU_AVX2_FEW 8u
+#define CPU_AVX2_STRIP 16u
+typedef void cpu_avx2_quant(const struct cpu_avx2_rows *rows, uint32_t n_rows, const struct cpu_avx2_tokens *tok);
+cpu_avx2_quant cpu_avx2_few_q40, cpu_avx2_few_q80, cpu_avx2_many_q40, cpu_avx2_many_q80;
 
 AVX2_INLINE __m128i avx2_load128(const void *p)
 {
@@ -75,6 +91,13 @@ AVX2_INLINE float avx2_f32(const void *p)
     float v;
     memcpy(&v, p, sizeof v);
     return v;
+}
+
+/* MOE_MATMUL: the expert of a row of dst. */
+AVX2_INLINE uint32_t avx2_expert(const struct cpu_task *task, uint32_t row)
+{
+    uint32_t k = task->op->u.moe.k;
+    return (uint32_t)avx2_f32(cpu_row(task->src[2], &task->op->src[2], row / k) + row % k * sizeof(float));
 }
 
 /* The f16 at p in all lanes. */

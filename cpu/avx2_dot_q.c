@@ -1,100 +1,93 @@
 /* SPDX-License-Identifier: MIT
  *
- * cpu/avx2_dot_q.c: eight rows of Q40 or Q80 weights times Q80 activations:
- *   y[r] = sum over blocks b of (sum_i w_code[r][b][i] * x_code[b][i]) * (d_w[r][b] * d_x[b])
- * The inner sum is exact in integers, the scale product is exact in f32 (two 11-bit mantissas), the outer sum is one
- * f32 fma per block in block order. How the integers are found cannot change the bits. These kernels are for decoding:
- * one token at a time; avx2_panel.c is for more.
+ * cpu/avx2_dot_q.c: Q40 or Q80 weights times a few tokens: decoding. Weights come from memory once, in the order in which
+ * they lie there, and are decoded in registers; up to four tokens meet them at once. The formula is in avx2_quant.h.
  */
 #include "avx2_quant.h"
 
-/* ------------------------------------------------------------------------------------------------- Q40 */
+enum { STRETCH = 256 /* blocks whose factors are held at once: 8192 columns */, AT_ONCE = 4 };
 
-/* sum_i (nibble[r][i] - 8) * x[i] per lane r. Eight maddubs add up to at most 16 * 15 * 128 in 16 bits; the eights are
- * taken off together: they meet the same x in every row. */
-AVX2_INLINE __m256i q40_block(const __m256i nib[8], const uint8_t *x)
-{
-    const uint8_t *q = x + AVX2_CODES;
-    __m256i eights = _mm256_maddubs_epi16(_mm256_set1_epi8(8), avx2_load256(q));
-    eights = _mm256_add_epi16(eights, _mm256_permute2x128_si256(eights, eights, 1));
-    eights = _mm256_add_epi16(eights, _mm256_shuffle_epi32(eights, 0x4e));
-    eights = _mm256_add_epi16(eights, _mm256_shuffle_epi32(eights, 0xb1));
-    __m256i s = _mm256_maddubs_epi16(nib[0], _mm256_set1_epi32(avx2_i32(q)));
-    __m256i s1 = _mm256_maddubs_epi16(nib[1], _mm256_set1_epi32(avx2_i32(q + 4)));
-    s = _mm256_add_epi16(s, _mm256_maddubs_epi16(nib[2], _mm256_set1_epi32(avx2_i32(q + 8))));
-    s1 = _mm256_add_epi16(s1, _mm256_maddubs_epi16(nib[3], _mm256_set1_epi32(avx2_i32(q + 12))));
-    s = _mm256_add_epi16(s, _mm256_maddubs_epi16(nib[4], _mm256_set1_epi32(avx2_i32(q + 16))));
-    s1 = _mm256_add_epi16(s1, _mm256_maddubs_epi16(nib[5], _mm256_set1_epi32(avx2_i32(q + 20))));
-    s = _mm256_add_epi16(s, _mm256_maddubs_epi16(nib[6], _mm256_set1_epi32(avx2_i32(q + 24))));
-    s1 = _mm256_add_epi16(s1, _mm256_maddubs_epi16(nib[7], _mm256_set1_epi32(avx2_i32(q + 28))));
-    s = _mm256_sub_epi16(_mm256_add_epi16(s, s1), eights);
-    return _mm256_madd_epi16(s, _mm256_set1_epi16(1));
-}
+struct inputs {
+    struct avx2_factor f[CPU_AVX2_FEW][STRETCH];
+    const uint8_t *x[CPU_AVX2_FEW]; /* their first block of the stretch */
+};
 
-/* The next tile is one piece of memory that follows this one. Short rows end before the processor's own prefetchers wake up:
- * 17 GFLOP/s without this, 64 with it at 1024 columns. A tile that would fill the L1 cache is fetched no closer than L2. */
-AVX2_INLINE void fetch_next(const char *p, bool near)
+/* One block of a tile for tokens t .. t + T - 1. */
+AVX2_INLINE void block(const enum dl_type type, struct avx2_block w, const struct inputs *in, uint32_t t, uint32_t b,
+                       __m256 acc[AT_ONCE], const uint32_t T)
 {
-    for (int i = 0; i < 3; i++) {
-        if (near)
-            _mm_prefetch(p + 64 * i, _MM_HINT_T0);
-        else
-            _mm_prefetch(p + 64 * i, _MM_HINT_T1);
+    const __m256i low = _mm256_set1_epi8(15);
+    const uint8_t *x[AT_ONCE];
+    __m256i s[AT_ONCE];
+    for (uint32_t i = 0; i < T; i++) {
+        x[i] = in->x[t + i] + b * sizeof(struct dl_q80) + AVX2_CODES;
+        s[i] = avx2_start(type, &in->f[t + i][b]);
     }
-}
-
-void cpu_avx2_dot_q40(const struct cpu_avx2_tile *tile)
-{
-    uint32_t n_blocks = tile->cols / DL_BLOCK;
-    bool near = n_blocks * sizeof(struct dl_q40) * CPU_TILE <= 16384;
-    for (uint32_t t = 0; t < tile->n; t++) {
-        const uint8_t *x = tile->x + t * tile->x_row;
-        const char *next = t == 0 ? (const char *)tile->next : NULL;
-        __m256 acc = _mm256_setzero_ps();
-        for (uint32_t b = 0; b < n_blocks; b++, x += sizeof(struct dl_q80)) {
-            uint64_t at = (uint64_t)b * sizeof(struct dl_q40);
-            if (next)
-                fetch_next(next + at * CPU_TILE, near);
-            __m256i nib[8];
-            avx2_q40_rows(tile->w, at, nib);
-            __m256 d = _mm256_mul_ps(avx2_scales(tile->w, at), avx2_scale(x));
-            acc = _mm256_fmadd_ps(_mm256_cvtepi32_ps(q40_block(nib, x)), d, acc);
+    for (uint32_t j = 0; j < (type == DL_Q40 ? 4 : 8); j++) {
+        __m256i q = avx2_load256(w.codes + 32 * j);
+        if (type == DL_Q40) {
+            __m256i lo = _mm256_and_si256(q, low), hi = _mm256_and_si256(_mm256_srli_epi16(q, 4), low);
+            for (uint32_t i = 0; i < T; i++) {
+                s[i] = avx2_step(type, s[i], lo, lo, x[i] + 4 * j);
+                s[i] = avx2_step(type, s[i], hi, hi, x[i] + DL_BLOCK / 2 + 4 * j);
+            }
+        } else {
+            __m256i size = _mm256_abs_epi8(q);
+            for (uint32_t i = 0; i < T; i++)
+                s[i] = avx2_step(type, s[i], q, size, x[i] + 4 * j);
         }
-        avx2_put(tile, t, acc);
     }
+    __m256 d = _mm256_cvtph_ps(avx2_load128(w.scales));
+    for (uint32_t i = 0; i < T; i++)
+        acc[i] = avx2_finish(type, s[i], d, &in->f[t + i][b], acc[i]);
 }
 
-/* ------------------------------------------------------------------------------------------------- Q80 */
-
-/* a[r] holds eight partial sums of row r; lane r of the result is their sum. */
-AVX2_INLINE __m256i sum8(const __m256i a[CPU_TILE])
+/* Blocks b0 .. b0 + n - 1 of a tile for tokens t .. t + T - 1; b0 begins a group. */
+AVX2_INLINE void tile(const enum dl_type type, const struct cpu_avx2_rows *rows, const struct cpu_avx2_tokens *tok,
+                      const struct inputs *in, uint32_t t, uint32_t b0, uint32_t n, const uint32_t T)
 {
-    __m256i lo = _mm256_hadd_epi32(_mm256_hadd_epi32(a[0], a[1]), _mm256_hadd_epi32(a[2], a[3]));
-    __m256i hi = _mm256_hadd_epi32(_mm256_hadd_epi32(a[4], a[5]), _mm256_hadd_epi32(a[6], a[7]));
-    return _mm256_add_epi32(_mm256_permute2x128_si256(lo, hi, 0x20), _mm256_permute2x128_si256(lo, hi, 0x31));
+    __m256 acc[AT_ONCE];
+    for (uint32_t i = 0; i < T; i++)
+        acc[i] = b0 ? avx2_get(rows, tok->y[t + i]) : _mm256_setzero_ps();
+    uint32_t b = 0;
+    for (; n - b >= CPU_PACK_GROUP; b += CPU_PACK_GROUP)
+        for (uint32_t r = 0; r < CPU_PACK_GROUP; r++)
+            block(type, avx2_block_at(type, rows->tile, b0 + b + r, b0 + b + CPU_PACK_GROUP), in, t, b + r, acc, T);
+    for (; b < n; b++)
+        block(type, avx2_block_at(type, rows->tile, b0 + b, tok->blocks), in, t, b, acc, T);
+    for (uint32_t i = 0; i < T; i++)
+        avx2_put(rows, tok->y[t + i], acc[i], b0 + n == tok->blocks);
 }
 
-/* |w| * (x with w's sign): maddubs wants one unsigned factor. Two products stay below 2^15 as x is never -128. */
-AVX2_INLINE __m256i q80_row(__m256i w, __m256i x)
+AVX2_INLINE void few(const enum dl_type type, const struct cpu_avx2_rows *rows, uint32_t n_rows,
+                     const struct cpu_avx2_tokens *tok)
 {
-    __m256i p = _mm256_maddubs_epi16(_mm256_sign_epi8(w, w), _mm256_sign_epi8(x, w));
-    return _mm256_madd_epi16(p, _mm256_set1_epi16(1));
-}
-
-void cpu_avx2_dot_q80(const struct cpu_avx2_tile *tile)
-{
-    uint32_t n_blocks = tile->cols / DL_BLOCK;
-    for (uint32_t t = 0; t < tile->n; t++) {
-        const uint8_t *x = tile->x + t * tile->x_row;
-        __m256 acc = _mm256_setzero_ps();
-        for (uint32_t b = 0; b < n_blocks; b++, x += sizeof(struct dl_q80)) {
-            uint64_t at = (uint64_t)b * sizeof(struct dl_q80);
-            __m256i codes = avx2_load256(x + AVX2_CODES), p[CPU_TILE];
-            for (uint32_t r = 0; r < CPU_TILE; r++)
-                p[r] = q80_row(avx2_load256(tile->w[r] + at + AVX2_CODES), codes);
-            __m256 d = _mm256_mul_ps(avx2_scales(tile->w, at), avx2_scale(x));
-            acc = _mm256_fmadd_ps(_mm256_cvtepi32_ps(sum8(p)), d, acc);
+    struct inputs in;
+    for (uint32_t b0 = 0; b0 < tok->blocks; b0 += STRETCH) {
+        uint32_t n = DL_MIN(tok->blocks - b0, (uint32_t)STRETCH);
+        for (uint32_t t = 0; t < tok->n; t++) {
+            in.x[t] = tok->x[t] + (uint64_t)b0 * sizeof(struct dl_q80);
+            avx2_factors(type, in.x[t], n, in.f[t]);
         }
-        avx2_put(tile, t, acc);
+        for (uint32_t i = 0; i < n_rows; i++) {
+            uint32_t t = 0;
+            for (; tok->n - t >= 4; t += 4)
+                tile(type, &rows[i], tok, &in, t, b0, n, 4);
+            if (tok->n - t == 3)
+                tile(type, &rows[i], tok, &in, t, b0, n, 3);
+            else if (tok->n - t == 2)
+                tile(type, &rows[i], tok, &in, t, b0, n, 2);
+            else if (tok->n - t == 1)
+                tile(type, &rows[i], tok, &in, t, b0, n, 1);
+        }
     }
+}
+
+void cpu_avx2_few_q40(const struct cpu_avx2_rows *rows, uint32_t n_rows, const struct cpu_avx2_tokens *tok)
+{
+    few(DL_Q40, rows, n_rows, tok);
+}
+void cpu_avx2_few_q80(const struct cpu_avx2_rows *rows, uint32_t n_rows, const struct cpu_avx2_tokens *tok)
+{
+    few(DL_Q80, rows, n_rows, tok);
 }

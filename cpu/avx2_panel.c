@@ -1,153 +1,122 @@
 /* SPDX-License-Identifier: MIT
  *
- * cpu/avx2_panel.c: quantised MATMUL for many tokens. The formula, its order and so its bits are those of avx2_dot_q.c;
- * what differs is who shares work. A stretch of 16 blocks of eight rows is decoded once into a panel that meets up to 32
- * tokens; what a token's block needs beside its codes is found once for up to eight such panels.
+ * cpu/avx2_panel.c: Q40 or Q80 weights times many tokens: prompts. The formula, its order and so its bits are those of
+ * avx2_dot_q.c; what differs is who shares work. A stretch of 16 blocks of two tiles is decoded once into a panel that
+ * meets up to 32 tokens, two at a time: a load then serves two multiplications.
  */
 #include "avx2_quant.h"
 
-enum { GROUP = 32 /* tokens */, STEP = 16 /* blocks */ };
+enum { STEP = 16 /* blocks */ };
 
 struct panel {
     __m256i codes[STEP][8]; /* dword r of [b][j]: values 4j .. 4j + 3 of row r in block b; Q40: plus 8 */
     __m256 d[STEP];
 };
 
-/* Of the tokens of a group. `eights` is what the 8 on every Q40 code adds to a dot product, as two 16-bit parts. */
 struct inputs {
-    float d[GROUP][STEP];
-    int32_t eights[GROUP][STEP];
-    uint32_t n, blocks;
+    struct avx2_factor f[CPU_AVX2_TOKENS][STEP];
+    const uint8_t *x[CPU_AVX2_TOKENS]; /* their first block of the stretch */
+    uint32_t blocks;
 };
 
-AVX2_INLINE void load_inputs(const enum dl_type type, const struct cpu_avx2_tile *tile, uint32_t t0, uint32_t b0,
-                             struct inputs *in)
+AVX2_INLINE void load_panel(const enum dl_type type, const uint8_t *tile, uint32_t b0, uint32_t n, uint32_t blocks,
+                            struct panel *p)
 {
-    for (uint32_t t = 0; t < in->n; t++) {
-        const uint8_t *x = tile->x + (t0 + t) * tile->x_row + (uint64_t)b0 * sizeof(struct dl_q80);
-        for (uint32_t b = 0; b < in->blocks; b++, x += sizeof(struct dl_q80)) {
-            in->d[t][b] = _mm256_cvtss_f32(avx2_scale(x));
-            if (type != DL_Q40)
-                continue;
-            const __m128i eight = _mm_set1_epi8(8);
-            __m128i s = _mm_add_epi16(_mm_maddubs_epi16(eight, avx2_load128(x + AVX2_CODES)),
-                                      _mm_maddubs_epi16(eight, avx2_load128(x + AVX2_CODES + 16)));
-            s = _mm_add_epi16(s, _mm_shuffle_epi32(s, 0x4e));
-            in->eights[t][b] = _mm_cvtsi128_si32(_mm_add_epi16(s, _mm_shuffle_epi32(s, 0xb1)));
+    const __m256i low = _mm256_set1_epi8(15);
+    for (uint32_t b = 0; b < n; b++) {
+        struct avx2_block w = avx2_block_at(type, tile, b0 + b, blocks);
+        p->d[b] = _mm256_cvtph_ps(avx2_load128(w.scales));
+        for (uint32_t j = 0; j < (type == DL_Q40 ? 4 : 8); j++) {
+            __m256i q = avx2_load256(w.codes + 32 * j);
+            if (type == DL_Q40) {
+                p->codes[b][j] = _mm256_and_si256(q, low);
+                p->codes[b][j + 4] = _mm256_and_si256(_mm256_srli_epi16(q, 4), low);
+            } else {
+                p->codes[b][j] = q;
+            }
         }
     }
 }
 
-/* Fills the panel with blocks b0 .. of a tile and fetches the same stretch of the next tile, one row apart each. */
-AVX2_INLINE void load_panel(const enum dl_type type, const uint8_t *const w[CPU_TILE], const uint8_t *const *next,
-                            uint32_t b0, uint32_t blocks, struct panel *p)
+/* y[r][t + i] += R panels times T tokens' stretches. */
+AVX2_INLINE void multiply(const enum dl_type type, const struct panel p[2], const struct inputs *in, uint32_t t,
+                          __m256 (*y)[CPU_AVX2_TOKENS], const uint32_t R, const uint32_t T)
 {
-    uint64_t block = type == DL_Q40 ? sizeof(struct dl_q40) : sizeof(struct dl_q80), at = b0 * block;
-    if (next)
-        for (uint32_t r = 0; r < CPU_TILE; r++)
-            for (uint64_t i = 0; i < blocks * block; i += 64)
-                _mm_prefetch((const char *)next[r] + at + i, _MM_HINT_T0);
-    for (uint32_t b = 0; b < blocks; b++, at += block) {
-        p->d[b] = avx2_scales(w, at);
-        if (type == DL_Q40) {
-            avx2_q40_rows(w, at, p->codes[b]);
-        } else {
-            avx2_rows16(w, at + AVX2_CODES, p->codes[b]);
-            avx2_rows16(w, at + AVX2_CODES + 16, p->codes[b] + 4);
-        }
-    }
-}
-
-/* The integer dot products of block b with T tokens. Eight Q40 products of 4 x 8 bits fit 16 bits, two of Q80 do. */
-AVX2_INLINE void dot_block(const enum dl_type type, const __m256i w[8], const uint8_t *const x[4], __m256i s[4],
-                           const uint32_t T)
-{
-    const __m256i ones = _mm256_set1_epi16(1);
-#pragma GCC unroll 4 /* all eight at once, gcc turns the sums into trees and spills most of them: a quarter slower */
-    for (uint32_t j = 0; j < 8; j++) {
-        __m256i v = w[j], size = _mm256_abs_epi8(v);
-        for (uint32_t i = 0; i < T; i++) {
-            __m256i q = _mm256_set1_epi32(avx2_i32(x[i] + AVX2_CODES + 4 * j));
-            if (type == DL_Q40)
-                s[i] = _mm256_add_epi16(s[i], _mm256_maddubs_epi16(v, q));
-            else
-                s[i] =
-                    _mm256_add_epi32(s[i], _mm256_madd_epi16(_mm256_maddubs_epi16(size, _mm256_sign_epi8(q, v)), ones));
-        }
-    }
-    if (type == DL_Q40)
-        for (uint32_t i = 0; i < T; i++)
-            s[i] = _mm256_madd_epi16(s[i], ones);
-}
-
-/* y[t .. t + T - 1] += panel times those tokens' stretches. */
-AVX2_INLINE void multiply(const enum dl_type type, const struct panel *p, const struct inputs *in, const uint8_t *x0,
-                          uint64_t x_row, uint32_t t, __m256 *y, const uint32_t T)
-{
-    const uint8_t *x[4];
-    __m256 acc[4];
+    const uint8_t *x[2];
+    __m256 acc[2][2];
     for (uint32_t i = 0; i < T; i++) {
-        x[i] = x0 + (t + i) * x_row;
-        acc[i] = y[t + i];
+        x[i] = in->x[t + i] + AVX2_CODES;
+        for (uint32_t r = 0; r < R; r++)
+            acc[r][i] = y[r][t + i];
     }
     for (uint32_t b = 0; b < in->blocks; b++) {
-        __m256i s[4];
-        for (uint32_t i = 0; i < T; i++)
-            s[i] = type == DL_Q40 ? _mm256_sub_epi16(_mm256_setzero_si256(), _mm256_set1_epi32(in->eights[t + i][b]))
-                                  : _mm256_setzero_si256();
-        dot_block(type, p->codes[b], x, s, T);
+        __m256i s[2][2];
+        for (uint32_t r = 0; r < R; r++)
+            for (uint32_t i = 0; i < T; i++)
+                s[r][i] = avx2_start(type, &in->f[t + i][b]);
+#pragma GCC unroll 4 /* all eight at once, gcc turns the sums into trees and spills most of them: a quarter slower */
+        for (uint32_t j = 0; j < 8; j++)
+            for (uint32_t r = 0; r < R; r++) {
+                __m256i w = p[r].codes[b][j], size = _mm256_abs_epi8(w);
+                for (uint32_t i = 0; i < T; i++)
+                    s[r][i] = avx2_step(type, s[r][i], w, size, x[i] + 4 * j);
+            }
         for (uint32_t i = 0; i < T; i++) {
-            __m256 d = _mm256_mul_ps(p->d[b], _mm256_set1_ps(in->d[t + i][b]));
-            acc[i] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(s[i]), d, acc[i]);
+            for (uint32_t r = 0; r < R; r++)
+                acc[r][i] = avx2_finish(type, s[r][i], p[r].d[b], &in->f[t + i][b], acc[r][i]);
             x[i] += sizeof(struct dl_q80);
         }
     }
     for (uint32_t i = 0; i < T; i++)
-        y[t + i] = acc[i];
+        for (uint32_t r = 0; r < R; r++)
+            y[r][t + i] = acc[r][i];
 }
 
-/* A strip of tiles times the tokens t0 .. t0 + n - 1. */
-AVX2_INLINE void group(const enum dl_type type, const struct cpu_avx2_tile *tiles, uint32_t n_tiles, uint32_t t0,
-                       uint32_t n)
+/* R tiles and all tokens of the group. */
+AVX2_INLINE void tiles(const enum dl_type type, const struct panel p[2], const struct inputs *in, uint32_t n,
+                       __m256 (*y)[CPU_AVX2_TOKENS], const uint32_t R)
 {
-    struct panel panel;
+    uint32_t t = 0;
+    for (; n - t >= 2; t += 2)
+        multiply(type, p, in, t, y, R, 2);
+    if (t < n)
+        multiply(type, p, in, t, y, R, 1);
+}
+
+AVX2_INLINE void many(const enum dl_type type, const struct cpu_avx2_rows *rows, uint32_t n_rows,
+                      const struct cpu_avx2_tokens *tok)
+{
+    struct panel panel[2];
     struct inputs in;
-    __m256 y[AVX2_STRIP][GROUP];
-    for (uint32_t i = 0; i < n_tiles; i++)
-        memset(y[i], 0, n * sizeof y[i][0]);
-    uint32_t blocks = tiles->cols / DL_BLOCK;
-    in.n = n;
-    for (uint32_t b = 0; b < blocks; b += STEP) {
-        in.blocks = DL_MIN(blocks - b, (uint32_t)STEP);
-        load_inputs(type, tiles, t0, b, &in);
-        const uint8_t *x = tiles->x + t0 * tiles->x_row + (uint64_t)b * sizeof(struct dl_q80);
-        for (uint32_t i = 0; i < n_tiles; i++) {
-            load_panel(type, tiles[i].w, i + 1 < n_tiles ? tiles[i + 1].w : NULL, b, in.blocks, &panel);
-            uint32_t t = 0;
-            for (; n - t >= 4; t += 4)
-                multiply(type, &panel, &in, x, tiles->x_row, t, y[i], 4);
-            for (; n - t >= 2; t += 2)
-                multiply(type, &panel, &in, x, tiles->x_row, t, y[i], 2);
-            if (t < n)
-                multiply(type, &panel, &in, x, tiles->x_row, t, y[i], 1);
+    __m256 y[CPU_AVX2_STRIP][CPU_AVX2_TOKENS];
+    for (uint32_t i = 0; i < n_rows; i++)
+        memset(y[i], 0, tok->n * sizeof y[i][0]);
+    for (uint32_t b = 0; b < tok->blocks; b += STEP) {
+        in.blocks = DL_MIN(tok->blocks - b, (uint32_t)STEP);
+        for (uint32_t t = 0; t < tok->n; t++) {
+            in.x[t] = tok->x[t] + (uint64_t)b * sizeof(struct dl_q80);
+            avx2_factors(type, in.x[t], in.blocks, in.f[t]);
+        }
+        for (uint32_t i = 0; i < n_rows; i += 2) {
+            load_panel(type, rows[i].tile, b, in.blocks, tok->blocks, &panel[0]);
+            if (i + 1 < n_rows) {
+                load_panel(type, rows[i + 1].tile, b, in.blocks, tok->blocks, &panel[1]);
+                tiles(type, panel, &in, tok->n, &y[i], 2);
+            } else {
+                tiles(type, panel, &in, tok->n, &y[i], 1);
+            }
         }
     }
-    for (uint32_t i = 0; i < n_tiles; i++)
-        for (uint32_t t = 0; t < n; t++)
-            avx2_put(&tiles[i], t0 + t, y[i][t]);
+    for (uint32_t i = 0; i < n_rows; i++)
+        for (uint32_t t = 0; t < tok->n; t++)
+            avx2_put(&rows[i], tok->y[t], y[i][t], true);
 }
 
-AVX2_INLINE void strip(const enum dl_type type, const struct cpu_avx2_tile *tiles, uint32_t n_tiles)
+void cpu_avx2_many_q40(const struct cpu_avx2_rows *rows, uint32_t n_rows, const struct cpu_avx2_tokens *tok)
 {
-    for (uint32_t t = 0; t < tiles->n; t += GROUP)
-        group(type, tiles, n_tiles, t, DL_MIN(tiles->n - t, (uint32_t)GROUP));
+    many(DL_Q40, rows, n_rows, tok);
 }
-
-void cpu_avx2_panel_q40(const struct cpu_avx2_tile *tiles, uint32_t n_tiles)
+void cpu_avx2_many_q80(const struct cpu_avx2_rows *rows, uint32_t n_rows, const struct cpu_avx2_tokens *tok)
 {
-    strip(DL_Q40, tiles, n_tiles);
-}
-void cpu_avx2_panel_q80(const struct cpu_avx2_tile *tiles, uint32_t n_tiles)
-{
-    strip(DL_Q80, tiles, n_tiles);
+    many(DL_Q80, rows, n_rows, tok);
 }

@@ -1,66 +1,98 @@
 /* SPDX-License-Identifier: MIT
  *
- * cpu/avx2_quant.h: blocks of eight weight rows side by side, one row per lane: their scales and their codes, transposed.
- * For the two files that multiply quantised weights.
+ * cpu/avx2_quant.h: what the kernels of quantised weights share. The weights are packed (pack.h), eight rows to a vector:
+ *   y[r] = sum over blocks b of (sum_i w_code[r][b][i] * x_code[b][i]) * (d_w[r][b] * d_x[b])
+ * The inner sum is exact in integers, the scale product is exact in f32 (two 11-bit mantissas), the outer sum is one
+ * f32 fma per block in block order. How the integers are found, and who shares the work, cannot change the bits.
  */
 #ifndef CPU_AVX2_QUANT_H
 #define CPU_AVX2_QUANT_H
 
 #include "avx2.h"
 
-enum { AVX2_CODES = 2 /* where the codes start in a Q40 and a Q80 block */ };
+enum { AVX2_CODES = 2 /* where the codes start in a Q80 block */ };
 
-/* The f16 scales of one block of eight rows. */
-AVX2_INLINE __m256 avx2_scales(const uint8_t *const w[CPU_TILE], uint64_t at)
-{
-    __m128i h = _mm_cvtsi32_si128(avx2_i16(w[0] + at));
-    h = _mm_insert_epi16(h, avx2_i16(w[1] + at), 1);
-    h = _mm_insert_epi16(h, avx2_i16(w[2] + at), 2);
-    h = _mm_insert_epi16(h, avx2_i16(w[3] + at), 3);
-    h = _mm_insert_epi16(h, avx2_i16(w[4] + at), 4);
-    h = _mm_insert_epi16(h, avx2_i16(w[5] + at), 5);
-    h = _mm_insert_epi16(h, avx2_i16(w[6] + at), 6);
-    h = _mm_insert_epi16(h, avx2_i16(w[7] + at), 7);
-    return _mm256_cvtph_ps(h);
-}
+/* What blocks of Q80 activations need beside their codes. `eights`: what the 8 on every Q40 code adds to the integer sum,
+ * taken off: two 16-bit parts. */
+struct avx2_factor {
+    float d;
+    int32_t eights;
+};
 
-/* 16 bytes of eight rows, transposed: dword r of q[j] is bytes 4j .. 4j + 3 of row r. */
-AVX2_INLINE void avx2_rows16(const uint8_t *const w[CPU_TILE], uint64_t at, __m256i q[4])
+AVX2_INLINE void avx2_factors(const enum dl_type type, const uint8_t *x, uint32_t blocks, struct avx2_factor *f)
 {
-    __m256i v[4];
-    for (int r = 0; r < 4; r++)
-        v[r] = _mm256_inserti128_si256(_mm256_castsi128_si256(avx2_load128(w[r] + at)), avx2_load128(w[r + 4] + at), 1);
-    __m256i ab0 = _mm256_unpacklo_epi32(v[0], v[1]), ab1 = _mm256_unpackhi_epi32(v[0], v[1]);
-    __m256i cd0 = _mm256_unpacklo_epi32(v[2], v[3]), cd1 = _mm256_unpackhi_epi32(v[2], v[3]);
-    q[0] = _mm256_unpacklo_epi64(ab0, cd0);
-    q[1] = _mm256_unpackhi_epi64(ab0, cd0);
-    q[2] = _mm256_unpacklo_epi64(ab1, cd1);
-    q[3] = _mm256_unpackhi_epi64(ab1, cd1);
-}
-
-/* The nibbles of the Q40 block at `at`: dword r of nib[j] is values 4j .. 4j + 3 of row r, plus 8. */
-AVX2_INLINE void avx2_q40_rows(const uint8_t *const w[CPU_TILE], uint64_t at, __m256i nib[8])
-{
-    const __m256i low = _mm256_set1_epi8(15);
-    __m256i q[4];
-    avx2_rows16(w, at + AVX2_CODES, q);
-    for (int j = 0; j < 4; j++) {
-        nib[j] = _mm256_and_si256(q[j], low);
-        nib[j + 4] = _mm256_and_si256(_mm256_srli_epi16(q[j], 4), low);
+    for (uint32_t b = 0; b < blocks; b++, x += sizeof(struct dl_q80)) {
+        f[b].d = _mm256_cvtss_f32(avx2_scale(x));
+        if (type != DL_Q40)
+            continue;
+        const __m128i eight = _mm_set1_epi8(8);
+        __m128i s = _mm_add_epi16(_mm_maddubs_epi16(eight, avx2_load128(x + AVX2_CODES)),
+                                  _mm_maddubs_epi16(eight, avx2_load128(x + AVX2_CODES + 16)));
+        s = _mm_add_epi16(s, _mm_shuffle_epi32(s, 0x4e));
+        s = _mm_add_epi16(s, _mm_shuffle_epi32(s, 0xb1));
+        f[b].eights = _mm_cvtsi128_si32(_mm_sub_epi16(_mm_setzero_si128(), s));
     }
 }
 
-/* Writes token t's results for a tile. */
-AVX2_INLINE void avx2_put(const struct cpu_avx2_tile *tile, uint32_t t, __m256 y)
+/* The integer sum starts here... */
+AVX2_INLINE __m256i avx2_start(const enum dl_type type, const struct avx2_factor *f)
 {
-    float *p = tile->y + t * tile->y_row;
-    if (tile->rows == CPU_TILE) {
-        _mm256_storeu_ps(p, tile->bias ? _mm256_add_ps(y, _mm256_loadu_ps(tile->bias)) : y);
+    return type == DL_Q40 ? _mm256_set1_epi32(f->eights) : _mm256_setzero_si256();
+}
+
+/* ... gets four columns: w the codes of eight rows (Q40: plus 8, `size` unused; Q80: size = |w|), x those of a token. Eight Q40
+ * products of 4 x 8 bits fit 16 bits, together with the eights; two of Q80 do, as x is never -128 ... */
+AVX2_INLINE __m256i avx2_step(const enum dl_type type, __m256i s, __m256i w, __m256i size, const uint8_t *x)
+{
+    __m256i q = _mm256_set1_epi32(avx2_i32(x));
+    if (type == DL_Q40)
+        return _mm256_add_epi16(s, _mm256_maddubs_epi16(w, q));
+    __m256i p = _mm256_maddubs_epi16(size, _mm256_sign_epi8(q, w));
+    return _mm256_add_epi32(s, _mm256_madd_epi16(p, _mm256_set1_epi16(1)));
+}
+
+/* ... and is scaled and added to the rest. */
+AVX2_INLINE __m256 avx2_finish(const enum dl_type type, __m256i s, __m256 d, const struct avx2_factor *f, __m256 acc)
+{
+    if (type == DL_Q40)
+        s = _mm256_madd_epi16(s, _mm256_set1_epi16(1));
+    return _mm256_fmadd_ps(_mm256_cvtepi32_ps(s), _mm256_mul_ps(d, _mm256_set1_ps(f->d)), acc);
+}
+
+/* Where block b of a packed tile is. */
+struct avx2_block {
+    const uint8_t *scales, *codes;
+};
+
+AVX2_INLINE struct avx2_block avx2_block_at(const enum dl_type type, const uint8_t *tile, uint32_t b, uint32_t blocks)
+{
+    const uint32_t scales = 2 * CPU_TILE, codes = CPU_TILE * (type == DL_Q40 ? DL_BLOCK / 2 : DL_BLOCK);
+    uint32_t first = b / CPU_PACK_GROUP * CPU_PACK_GROUP, n = DL_MIN(blocks - first, CPU_PACK_GROUP);
+    const uint8_t *group = tile + (uint64_t)first * (scales + codes);
+    return (struct avx2_block){group + (b - first) * scales, group + n * scales + (b - first) * codes};
+}
+
+/* Results so far, for another stretch of blocks. */
+AVX2_INLINE __m256 avx2_get(const struct cpu_avx2_rows *rows, const float *y)
+{
+    if (rows->n == CPU_TILE)
+        return _mm256_loadu_ps(y + rows->col);
+    float v[8] = {0};
+    memcpy(v + rows->lane, y + rows->col, rows->n * sizeof *v);
+    return _mm256_loadu_ps(v);
+}
+
+AVX2_INLINE void avx2_put(const struct cpu_avx2_rows *rows, float *y, __m256 acc, bool last)
+{
+    const float *bias = last ? rows->bias : NULL;
+    if (rows->n == CPU_TILE) {
+        _mm256_storeu_ps(y + rows->col, bias ? _mm256_add_ps(acc, _mm256_loadu_ps(bias + rows->col)) : acc);
         return;
     }
-    if (tile->bias)
-        y = _mm256_add_ps(y, avx2_load_part(tile->bias, tile->rows));
-    avx2_store_part(p, y, tile->rows);
+    float v[8];
+    _mm256_storeu_ps(v, acc);
+    for (uint32_t i = 0; i < rows->n; i++)
+        y[rows->col + i] = bias ? v[rows->lane + i] + bias[rows->col + i] : v[rows->lane + i];
 }
 
 #endif

@@ -16,6 +16,7 @@
 #include "dl/device.h"
 #include "cpu_features.h"
 #include "gate.h"
+#include "pack.h"
 #include "pool.h"
 #include "program.h"
 
@@ -51,6 +52,7 @@ struct buf {
     dl_buf pub;
     uint8_t *data;
     bool imported; /* data is the caller's: read-only */
+    bool packed;   /* pack.h */
     char name[64];
 };
 
@@ -174,22 +176,69 @@ static struct buf *buf_new(const struct dl_buf_desc *desc)
 
 static int dev_buf_create(dl_device *dev, const struct dl_buf_desc *desc, dl_buf **out)
 {
+    uint64_t bytes = desc->bytes;
+    bool packed = cpu_packs(device_of(dev)->isa, desc), fits = !packed || cpu_pack_bytes(desc, &bytes);
     struct buf *b = buf_new(desc);
     if (!b)
         return DL_ENOMEM;
-    b->data = desc->bytes <= SIZE_MAX / 2 ? dl_alloc_aligned(64, (size_t)desc->bytes) : NULL;
+    b->packed = packed;
+    if (fits && bytes <= SIZE_MAX / 2)
+        b->data = packed ? dl_alloc_huge((size_t)bytes) : dl_alloc_aligned(64, (size_t)bytes);
     if (!b->data) {
         free(b);
         return dl_fail(DL_ENOMEM, "%s: buffer %s of %llu bytes does not fit into memory", dev->name, desc->name,
-                       (unsigned long long)desc->bytes);
+                       (unsigned long long)bytes);
     }
     *out = &b->pub;
     return DL_OK;
 }
 
+/* ------------------------------------------------------------------------------------------------- packing */
+
+#define PACK_CHUNK ((uint64_t)128 << 10)
+
+struct packing {
+    const struct buf *buf;
+    const uint8_t *bytes;
+    uint32_t rows, first, per_chunk;
+};
+
+static void pack_chunk(void *ud, uint32_t chunk)
+{
+    const struct packing *p = ud;
+    const struct dl_buf_desc *d = &p->buf->pub.desc;
+    uint32_t at = chunk * p->per_chunk;
+    cpu_pack_rows(d, p->buf->data, p->first + at, p->bytes + at * (d->bytes / d->rows),
+                  DL_MIN(p->rows - at, p->per_chunk));
+}
+
+static bool idle(struct device *d)
+{
+    return atomic_load_explicit(&d->tail, memory_order_relaxed) == atomic_load_explicit(&d->head, memory_order_acquire);
+}
+
+/* On all threads, the caller standing in for the driver, while nothing is queued: then the driver leaves the pool alone. */
+static void pack(struct device *d, struct buf *b, uint32_t first, const uint8_t *bytes, uint32_t rows)
+{
+    uint64_t row = b->pub.desc.bytes / b->pub.desc.rows;
+    /* A tile is one thread's, so chunks that begin with one share none when `first` does. */
+    uint64_t per_chunk = DL_MAX(DL_MAX(PACK_CHUNK / row, dl_div_up(rows, CPU_POOL_MAX_CHUNKS)), 1);
+    per_chunk = dl_round_up(per_chunk, CPU_TILE);
+    struct packing p = {b, bytes, rows, first, (uint32_t)DL_MIN(per_chunk, UINT32_MAX / CPU_TILE * CPU_TILE)};
+    if (first % CPU_TILE || rows <= p.per_chunk || !idle(d))
+        cpu_pack_rows(&b->pub.desc, b->data, first, bytes, rows);
+    else
+        cpu_pool_run(d->pool, pack_chunk, &p, (uint32_t)dl_div_up(rows, p.per_chunk));
+}
+
 static int dev_buf_import(dl_device *dev, const struct dl_buf_desc *desc, const void *bytes, dl_buf **out)
 {
-    (void)dev;
+    if (cpu_packs(device_of(dev)->isa, desc)) {
+        int err = dev_buf_create(dev, desc, out);
+        if (!err)
+            pack(device_of(dev), buf_of(*out), 0, bytes, desc->rows);
+        return err;
+    }
     struct buf *b = buf_new(desc);
     if (!b)
         return DL_ENOMEM;
@@ -213,7 +262,11 @@ static int dev_buf_write(dl_device *dev, dl_buf *buf, uint64_t offset, const voi
     struct buf *b = buf_of(buf);
     if (b->imported)
         return dl_fail(DL_EINVAL, "%s: buffer %s was imported and is read-only", dev->name, b->name);
-    memcpy(b->data + offset, bytes, n);
+    uint64_t row = b->pub.desc.bytes / b->pub.desc.rows;
+    if (b->packed)
+        pack(device_of(dev), b, (uint32_t)(offset / row), bytes, (uint32_t)(n / row));
+    else
+        memcpy(b->data + offset, bytes, n);
     return DL_OK;
 }
 
@@ -241,11 +294,12 @@ static int dev_prog_create(dl_device *dev, const struct dl_op *ops, uint32_t n_o
     for (uint32_t i = 0; i < n_ops; i++)
         if (ops[i].dst.buf == DL_NO_BUF || buf_of(bufs[ops[i].dst.buf])->imported)
             return dl_fail(DL_EINVAL, "%s: op %s has no buffer that it may write", dev->name, ops[i].name);
-    uint8_t **base = dl_calloc(n_bufs, sizeof *base);
+    struct cpu_base *base = dl_calloc(n_bufs, sizeof *base);
     if (!base)
         return DL_ENOMEM;
     for (uint32_t i = 0; i < n_bufs; i++)
-        base[i] = bufs[i] ? buf_of(bufs[i])->data : NULL;
+        if (bufs[i])
+            base[i] = (struct cpu_base){buf_of(bufs[i])->data, buf_of(bufs[i])->packed};
     struct cpu_program *p = NULL;
     int err = cpu_program_create(ops, n_ops, base, device_of(dev)->isa, &p);
     free(base);
@@ -316,6 +370,9 @@ int dl_cpu_open(const struct dl_cpu_opts *opts, dl_device **out)
                          .max_buf_bytes = SIZE_MAX / 2,
                          .threads = threads,
                          .max_tokens = 512};
+    for (uint32_t t = 0; t < DL_TYPE_COUNT; t++)
+        if (cpu_packs(isa, &(struct dl_buf_desc){.use = DL_BUF_WEIGHT, .type = (enum dl_type)t}))
+            d->pub.copies |= 1u << t;
     snprintf(d->pub.name, sizeof d->pub.name, "cpu (%s, %u thread%s)", cpu_isa_best(isa), threads,
              threads == 1 ? "" : "s");
     int gates = 0;
@@ -375,17 +432,15 @@ static void stream_read(void *ud, uint32_t chunk)
     atomic_fetch_add_explicit(&s->sum, all, memory_order_relaxed);
 }
 
-/* The caller stands in for the driver, which leaves the pool alone while nothing is queued. */
 double dl_cpu_read_bandwidth(dl_device *dev, uint32_t ms)
 {
     struct device *d = device_of(dev);
-    if (dev->fns != &fns ||
-        atomic_load_explicit(&d->tail, memory_order_relaxed) != atomic_load_explicit(&d->head, memory_order_acquire)) {
+    if (dev->fns != &fns || !idle(d)) {
         dl_fail(DL_EINVAL, "%s: bandwidth is measured on an idle CPU device", dev->name);
         return 0;
     }
     uint32_t n_chunks = (uint32_t)DL_MIN((uint64_t)dev->threads * 64, 512);
-    struct stream s = {.bytes = dl_alloc_aligned(4096, n_chunks * READ_CHUNK)};
+    struct stream s = {.bytes = dl_alloc_huge(n_chunks * READ_CHUNK)};
     if (!s.bytes)
         return 0;
     cpu_pool_run(d->pool, stream_fill, &s, n_chunks);

@@ -10,12 +10,15 @@
 #define CPU_KERNELS_H
 
 #include "dl/op.h"
+#include "pack.h"
 
-/* One op of one batch, addresses resolved: dst and src[] point at their views' first byte (NULL where there is none). */
+/* One op of one batch, addresses resolved: dst and src[] point at their views' first byte (NULL where there is none). Where the
+ * buffer of src[1] is packed (pack.h), src[1] is its first byte, and the view begins with its row row0. */
 struct cpu_task {
     const struct dl_op *op;
     uint8_t *dst;
     const uint8_t *src[3];
+    uint32_t row0;
     uint32_t n; /* rows of dst in this batch: (n_tokens or n_out) * op->mult */
     const struct dl_batch_head *head;
     const struct dl_batch_row *rows;
@@ -30,20 +33,49 @@ cpu_kernel *cpu_ref_pick(const struct dl_op *op);
 cpu_kernel *cpu_avx2_pick(const struct dl_op *op); /* only called on a CPU with AVX2, FMA and F16C */
 
 /* How an op is cut. Unit u is, by opcode:
- *   MATMUL       output rows [u * CPU_TILE, ...) of the weight, for all n tokens
- *   MOE_MATMUL   dst row u / tiles, weight rows of its expert [(u % tiles) * CPU_TILE, ...), tiles = cpu_tiles(dst.cols)
+ *   MATMUL       output rows [u / groups * CPU_TILE, ...) of the weight, tokens [u % groups * CPU_GROUP, ...),
+ *                groups = cpu_groups(n): see cpu_rect_next
+ *   MOE_MATMUL   few rows: dst row u / tiles, weight rows of its expert [(u % tiles) * CPU_TILE, ...), tiles = cpu_tiles(dst.cols);
+ *                many (cpu_by_expert): rows [(u % tiles) * CPU_TILE, ...) of expert u / tiles, all dst rows that it has
  *   RMS_NORM     dst row u / groups, group u % groups, groups = cols / u.norm.group; a quantised dst, whose blocks
  *                may span groups: dst row u
  *   ROPE, KV_STORE, MOE_ROUTE   row u
  *   ATTENTION    token u / n_heads, query head u % n_heads
  *   CONVERT, GLU, ADD, MERGE, GATHER_ROWS, MOE_SUM   row u / chunks, columns [(u % chunks) * CPU_CHUNK, ...),
  *                chunks = cpu_chunks(dst.cols) */
-#define CPU_TILE 8u
+#define CPU_GROUP 32u
 #define CPU_CHUNK 512u /* a whole number of blocks */
 _Static_assert(CPU_CHUNK % DL_BLOCK == 0, "a chunk is whole blocks");
 
-static inline uint32_t cpu_tiles(uint32_t out_rows) { return (out_rows + CPU_TILE - 1) / CPU_TILE; }
-static inline uint32_t cpu_chunks(uint32_t cols) { return (cols + CPU_CHUNK - 1) / CPU_CHUNK; }
+static inline uint32_t cpu_tiles(uint32_t out_rows)
+{
+    return (out_rows + CPU_TILE - 1) / CPU_TILE;
+}
+static inline uint32_t cpu_chunks(uint32_t cols)
+{
+    return (cols + CPU_CHUNK - 1) / CPU_CHUNK;
+}
+
+static inline uint32_t cpu_groups(uint32_t n)
+{
+    return (n + CPU_GROUP - 1) / CPU_GROUP;
+}
+static inline bool cpu_by_expert(const struct dl_op *op, uint32_t n)
+{
+    return n / 2 >= op->u.moe.n_experts;
+}
+
+/* Units of a MATMUL of n tokens as rectangles: whole tiles for all tokens where possible, so that weights are read once. */
+struct cpu_rect {
+    uint32_t tile0, tile1, t0, t1;
+};
+static inline struct cpu_rect cpu_rect_next(uint32_t *unit, uint32_t unit1, uint32_t n)
+{
+    uint32_t groups = cpu_groups(n), tile = *unit / groups, g = *unit % groups, left = unit1 - *unit;
+    uint32_t tiles = g ? 0 : left / groups, some = tiles ? groups : DL_MIN(left, groups - g);
+    *unit += tiles ? tiles * groups : some;
+    return (struct cpu_rect){tile, tile + DL_MAX(tiles, 1u), g * CPU_GROUP, DL_MIN((g + some) * CPU_GROUP, n)};
+}
 
 uint64_t cpu_units(const struct dl_op *op, uint32_t n); /* units.c; < 2^32 for every op that passed dl_op_check */
 

@@ -49,9 +49,24 @@ cpu_kernel *cpu_pick(const struct dl_op *op, unsigned isa)
     return kernel ? kernel : ref;
 }
 
-static uint8_t *address(const struct dl_view *v, uint8_t *const *base)
+static uint8_t *address(const struct dl_view *v, const struct cpu_base *base)
 {
-    return v->buf == DL_NO_BUF || !base[v->buf] ? NULL : base[v->buf] + v->offset;
+    return v->buf == DL_NO_BUF || !base[v->buf].data ? NULL : base[v->buf].data + v->offset;
+}
+
+/* Only MATMUL and MOE_MATMUL read quantised weights. */
+static int find_rows(struct cpu_task *task, const struct cpu_base *base)
+{
+    const struct dl_op *op = task->op;
+    const struct dl_view *w = &op->src[1];
+    uint64_t row;
+    if (w->buf == DL_NO_BUF || !base[w->buf].packed)
+        return DL_OK;
+    if (!dl_row_bytes(w->type, w->cols, &row) || row != w->row_bytes || w->offset % row)
+        return dl_fail(DL_EUNSUP, "cpu: %s: weights are used in whole rows", dl_op_name(op->code));
+    task->src[1] = base[w->buf].data;
+    task->row0 = (uint32_t)(w->offset / row);
+    return DL_OK;
 }
 
 static bool joins(const struct cpu_program *p, const struct stage *s, const struct dl_op *op)
@@ -62,7 +77,7 @@ static bool joins(const struct cpu_program *p, const struct stage *s, const stru
     return s->n && s->n < MAX_STAGE_OPS;
 }
 
-int cpu_program_create(const struct dl_op *ops, uint32_t n_ops, uint8_t *const *base, unsigned isa,
+int cpu_program_create(const struct dl_op *ops, uint32_t n_ops, const struct cpu_base *base, unsigned isa,
                        struct cpu_program **out)
 {
     *out = NULL;
@@ -90,6 +105,11 @@ int cpu_program_create(const struct dl_op *ops, uint32_t n_ops, uint8_t *const *
         q->task.dst = address(&op->dst, base);
         for (uint32_t j = 0; j < 3; j++)
             q->task.src[j] = address(&op->src[j], base);
+        int err = find_rows(&q->task, base);
+        if (err) {
+            cpu_program_destroy(p);
+            return err;
+        }
         /* The rows of a KV view are the cache's, not the batch's. */
         uint32_t rows = (op->code == DL_OP_KV_STORE ? op->src[0].rows : op->dst.rows) / DL_MAX(op->mult, 1u);
         uint32_t *most = op->count == DL_COUNT_OUT ? &p->max_out : &p->max_tokens;
@@ -130,9 +150,9 @@ static uint64_t estimate_ns(const struct prepared *q)
     uint64_t n = q->task.n, cols = op->dst.cols;
     switch (op->code) {
     case DL_OP_MATMUL: /* the weights come from memory once, then n times from the cache */
-        return (n + 2) * cols * op->src[0].cols / 32;
+        return (n + 3) * cols * op->src[0].cols / 100;
     case DL_OP_MOE_MATMUL:
-        return n * cols * op->src[0].cols / 10;
+        return (n + 3 * DL_MIN(n, op->u.moe.n_experts)) * cols * op->src[0].cols / 100;
     case DL_OP_ATTENTION: {
         uint64_t positions = 0;
         for (uint32_t t = 0; t < q->task.n; t++)

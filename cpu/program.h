@@ -15,8 +15,14 @@ struct cpu_program;
 /* The best kernel of the instruction sets in `isa` (bits of cpu_features.h); NULL where there is none. */
 cpu_kernel *cpu_pick(const struct dl_op *op, unsigned isa);
 
-/* base[i] is the first byte of plan buffer i, NULL where ops may not use it. DL_ENOMEM (logged). Copies ops. */
-int cpu_program_create(const struct dl_op *ops, uint32_t n_ops, uint8_t *const *base, unsigned isa,
+/* Where a plan buffer is; data is NULL where ops may not use it. */
+struct cpu_base {
+    uint8_t *data;
+    bool packed; /* pack.h */
+};
+
+/* base[i] is plan buffer i. DL_ENOMEM; DL_EUNSUP for a view of packed weights that is no whole rows (logged). Copies ops. */
+int cpu_program_create(const struct dl_op *ops, uint32_t n_ops, const struct cpu_base *base, unsigned isa,
                        struct cpu_program **out);
 void cpu_program_destroy(struct cpu_program *p); /* accepts NULL */
 

@@ -54,30 +54,49 @@ static double dot(enum dl_type type, const uint8_t *w, const uint8_t *x, uint32_
 void cpu_ref_matmul(const struct cpu_task *k, uint32_t unit0, uint32_t unit1)
 {
     const struct dl_op *op = k->op;
-    uint64_t end = DL_MIN((uint64_t)unit1 * CPU_TILE, op->dst.cols);
-    for (uint64_t o = (uint64_t)unit0 * CPU_TILE; o < end; o++) {
-        const uint8_t *w = cpu_row(k->src[1], &op->src[1], (uint32_t)o);
-        double bias = k->src[2] ? (double)cpu_load_f32(k->src[2], o) : 0.0;
-        for (uint32_t t = 0; t < k->n; t++) {
-            double sum = dot(op->src[1].type, w, cpu_row(k->src[0], &op->src[0], t), op->src[0].cols);
-            cpu_store_f32(cpu_row_out(k->dst, &op->dst, t), o, (float)(sum + bias));
+    while (unit0 < unit1) {
+        struct cpu_rect r = cpu_rect_next(&unit0, unit1, k->n);
+        for (uint32_t o = r.tile0 * CPU_TILE; o < DL_MIN(r.tile1 * CPU_TILE, op->dst.cols); o++) {
+            const uint8_t *w = cpu_row(k->src[1], &op->src[1], o);
+            double bias = k->src[2] ? (double)cpu_load_f32(k->src[2], o) : 0.0;
+            for (uint32_t t = r.t0; t < r.t1; t++) {
+                double sum = dot(op->src[1].type, w, cpu_row(k->src[0], &op->src[0], t), op->src[0].cols);
+                cpu_store_f32(cpu_row_out(k->dst, &op->dst, t), o, (float)(sum + bias));
+            }
         }
+    }
+}
+
+static uint32_t expert_of(const struct cpu_task *k, uint32_t row)
+{
+    uint32_t slots = k->op->u.moe.k;
+    return (uint32_t)cpu_load_f32(cpu_row(k->src[2], &k->op->src[2], row / slots), row % slots);
+}
+
+/* Weight rows [first, first + CPU_TILE) of an expert, as far as it has them, for one row of dst. */
+static void moe_rows(const struct cpu_task *k, uint32_t row, uint32_t expert, uint32_t first)
+{
+    const struct dl_op *op = k->op;
+    const uint8_t *x = cpu_row(k->src[0], &op->src[0], op->u.moe.shared_src ? row / op->u.moe.k : row);
+    uint8_t *out = cpu_row_out(k->dst, &op->dst, row);
+    for (uint32_t o = first; o < DL_MIN(first + CPU_TILE, op->dst.cols); o++) {
+        const uint8_t *w = cpu_row(k->src[1], &op->src[1], expert * op->dst.cols + o);
+        cpu_store_f32(out, o, (float)dot(op->src[1].type, w, x, op->src[0].cols));
     }
 }
 
 void cpu_ref_moe_matmul(const struct cpu_task *k, uint32_t unit0, uint32_t unit1)
 {
-    const struct dl_op *op = k->op;
-    uint32_t tiles = cpu_tiles(op->dst.cols);
+    uint32_t tiles = cpu_tiles(k->op->dst.cols);
     for (uint32_t u = unit0; u < unit1; u++) {
-        uint32_t row = u / tiles, t = row / op->u.moe.k, first = u % tiles * CPU_TILE;
-        uint32_t expert = (uint32_t)cpu_load_f32(cpu_row(k->src[2], &op->src[2], t), row % op->u.moe.k);
-        const uint8_t *x = cpu_row(k->src[0], &op->src[0], op->u.moe.shared_src ? t : row);
-        uint8_t *out = cpu_row_out(k->dst, &op->dst, row);
-        for (uint32_t o = first; o < DL_MIN(first + CPU_TILE, op->dst.cols); o++) {
-            const uint8_t *w = cpu_row(k->src[1], &op->src[1], expert * op->dst.cols + o);
-            cpu_store_f32(out, o, (float)dot(op->src[1].type, w, x, op->src[0].cols));
+        uint32_t first = u % tiles * CPU_TILE;
+        if (!cpu_by_expert(k->op, k->n)) {
+            moe_rows(k, u / tiles, expert_of(k, u / tiles), first);
+            continue;
         }
+        for (uint32_t row = 0; row < k->n; row++)
+            if (expert_of(k, row) == u / tiles)
+                moe_rows(k, row, u / tiles, first);
     }
 }
 

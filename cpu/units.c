@@ -8,9 +8,9 @@ uint64_t cpu_units(const struct dl_op *op, uint32_t n)
 {
     switch (op->code) {
     case DL_OP_MATMUL:
-        return n ? cpu_tiles(op->dst.cols) : 0;
+        return (uint64_t)cpu_groups(n) * cpu_tiles(op->dst.cols);
     case DL_OP_MOE_MATMUL:
-        return (uint64_t)n * cpu_tiles(op->dst.cols);
+        return (uint64_t)(cpu_by_expert(op, n) ? op->u.moe.n_experts : n) * cpu_tiles(op->dst.cols);
     case DL_OP_RMS_NORM:
         return op->dst.type == DL_F32 ? (uint64_t)n * (op->dst.cols / op->u.norm.group) : n;
     case DL_OP_ROPE:

@@ -213,7 +213,11 @@ static uint8_t *ops_run(dl_device *dev, const struct ops_case *c)
             continue;
         }
         assert_int_equal(dl_buf_create(dev, &b->desc, &bufs[i]), 0);
-        assert_int_equal(dl_buf_write(dev, bufs[i], 0, b->bytes, b->desc.bytes), 0);
+        uint64_t row = b->desc.bytes / b->desc.rows; /* in pieces, of which some begin and end inside a tile */
+        uint32_t pieces[] = {DL_MIN(3u, b->desc.rows), DL_MIN(14u, b->desc.rows), DL_MIN(24u, b->desc.rows),
+                             b->desc.rows};
+        for (uint32_t at = 0, p = 0; p < DL_COUNT_OF(pieces); at = pieces[p++])
+            assert_int_equal(dl_buf_write(dev, bufs[i], at * row, b->bytes + at * row, (pieces[p] - at) * row), 0);
     }
     uint64_t batch_bytes = dl_batch_bytes(&c->shape);
     struct dl_buf_desc desc = {.name = "batch",

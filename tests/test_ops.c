@@ -194,7 +194,33 @@ static void test_matmul(void **state)
         check(&c);
         build_matmul(&c, types[t], 9, 512, 611, FILL_RANDOM, FILL_RANDOM, 102);
         check(&c);
+        build_matmul(&c, types[t], 100, 512, 13, FILL_RANDOM, FILL_RANDOM,
+                     103); /* more tokens than rows to share out */
+        check(&c);
+        for (uint32_t n = 1; n < 12; n += 5) { /* more columns than any kernel takes at once */
+            build_matmul(&c, types[t], n, 8192 + 160, 21, FILL_RANDOM, FILL_RANDOM, 104 + n);
+            check(&c);
+        }
     }
+}
+
+/* Some of the rows of a weight buffer: of which a device may keep several side by side. */
+static void test_matmul_view(void **state)
+{
+    (void)state;
+    static const enum dl_type types[] = {DL_F32, DL_F16, DL_BF16, DL_Q40, DL_Q80};
+    static const uint32_t first[] = {1, 7, 8, 13}, rows[] = {9, 2, 16, 24};
+    struct ops_case c;
+    for (size_t t = 0; t < DL_COUNT_OF(types); t++)
+        for (uint32_t n = 1; n < 40; n += 19)
+            for (uint32_t i = 0; i < DL_COUNT_OF(first); i++) {
+                build_matmul(&c, types[t], n, 96, 37, FILL_RANDOM, FILL_RANDOM, i);
+                c.op.src[1].offset += first[i] * c.op.src[1].row_bytes;
+                c.op.src[1].rows = c.op.dst.cols = rows[i];
+                if (c.op.src[2].buf != DL_NO_BUF)
+                    c.op.src[2].cols = rows[i];
+                check(&c);
+            }
 }
 
 /* What a token gets must not depend on who else is in the batch. */
@@ -401,6 +427,10 @@ static void test_moe(void **state)
                 build_moe_sum(&c, n, n % 4 == 1 ? 544 : 36, k, variant);
                 check(&c);
             }
+    for (size_t t = 0; t < DL_COUNT_OF(types); t++) { /* more rows for an expert than go over its weights at once */
+        build_moe_matmul(&c, types[t], 90, 96, 21, 3, 2, t % 2, 300 + (uint32_t)t);
+        check(&c);
+    }
 }
 
 static void test_count(void **state)
@@ -413,10 +443,11 @@ static void test_count(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_convert),      cmocka_unit_test(test_rms_norm), cmocka_unit_test(test_matmul),
-        cmocka_unit_test(test_matmul_alone), cmocka_unit_test(test_rope),     cmocka_unit_test(test_kv_store),
-        cmocka_unit_test(test_attention),    cmocka_unit_test(test_glu),      cmocka_unit_test(test_add_and_merge),
-        cmocka_unit_test(test_gather_rows),  cmocka_unit_test(test_moe),      cmocka_unit_test(test_count),
+        cmocka_unit_test(test_convert),       cmocka_unit_test(test_rms_norm),     cmocka_unit_test(test_matmul),
+        cmocka_unit_test(test_matmul_view),   cmocka_unit_test(test_matmul_alone), cmocka_unit_test(test_rope),
+        cmocka_unit_test(test_kv_store),      cmocka_unit_test(test_attention),    cmocka_unit_test(test_glu),
+        cmocka_unit_test(test_add_and_merge), cmocka_unit_test(test_gather_rows),  cmocka_unit_test(test_moe),
+        cmocka_unit_test(test_count),
     };
     return cmocka_run_group_tests(tests, open_devices, close_devices);
 }

@@ -62,10 +62,10 @@ static int check_memory(const dl_engine *e, uint64_t copied)
             "%.2f), %.2f GiB are free: use a smaller --ctx or --batch%s",
             dl_model_name(e->model), gib(need), gib(e->info.kv_bytes), e->ctx, gib(e->info.act_bytes), gib(copied),
             gib(avail), e->model->made ? ", or fewer --layers" : "");
-    if (e->info.weight_bytes > avail - need)
+    if (e->info.weight_bytes - copied > avail - need)
         dl_log(DL_LOG_WARN,
                "memory: %s has %.2f GiB of weights, %.2f GiB are free: they will be read from disk again and again",
-               dl_model_name(e->model), gib(e->info.weight_bytes), gib(avail - need));
+               dl_model_name(e->model), gib(e->info.weight_bytes - copied), gib(avail - need));
     return DL_OK;
 }
 

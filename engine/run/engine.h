@@ -121,6 +121,8 @@ void eng_batch_fill(const dl_engine *e, struct eng_node *n);
 int eng_weights_load(dl_engine *e, struct eng_node *n, uint64_t *done, uint64_t total);
 /* Bytes of the node's weights, and of those that have to be copied on a CPU device instead of being used in the mapping. */
 int eng_weights_size(const dl_engine *e, const struct eng_node *n, uint64_t *bytes, uint64_t *copied);
+/* Does the device make a copy of weights of this type, so that where they came from is of no more use? */
+bool eng_weights_copied(const dl_device *dev, enum dl_type type);
 /* Fills a weight buffer with a slice, in pieces of about a MiB. */
 int eng_weights_write(dl_device *dev, dl_buf *buf, const struct eng_source *s, eng_source_tick *tick, void *ud);
 

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: MIT
  *
  * engine/run/weights.c: from tensors in the mapping to weight buffers on a device. What lies in one piece is imported (the CPU
- * computes from the mapping); columns, and experts that a file scatters, are gathered and written.
+ * computes float weights from the mapping, and packs quantised ones); columns, and experts that a file scatters, are gathered and written.
  */
 #include "engine.h"
 #include "source.h"
@@ -60,6 +60,11 @@ static int advance(void *ud, uint64_t bytes)
     return DL_OK;
 }
 
+bool eng_weights_copied(const dl_device *dev, enum dl_type type)
+{
+    return dev->copies >> type & 1;
+}
+
 int eng_weights_load(dl_engine *e, struct eng_node *n, uint64_t *done, uint64_t total)
 {
     for (uint32_t i = 0; i < n->mp->n_weights; i++) {
@@ -70,7 +75,7 @@ int eng_weights_load(dl_engine *e, struct eng_node *n, uint64_t *done, uint64_t 
         if (!err && s.in_place) {
             const uint8_t *p = eng_source_bytes(&s);
             err = dl_buf_import(n->dev, desc, p, &n->bufs[w->buf]);
-            if (!err && n->dev->threads) {
+            if (!err && !eng_weights_copied(n->dev, s.t.type)) {
                 touch(e, p, s.bytes, done, total);
             } else {
                 *done += s.bytes;
@@ -99,7 +104,7 @@ int eng_weights_size(const dl_engine *e, const struct eng_node *n, uint64_t *byt
         if (err)
             return err;
         *bytes += s.bytes;
-        if (!s.in_place)
+        if (!s.in_place || eng_weights_copied(n->dev, s.t.type))
             *copied += s.bytes;
     }
     return DL_OK;

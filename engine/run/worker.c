@@ -183,18 +183,14 @@ static int check_ops(struct eng_worker *w)
 static void split_weights(const struct eng_worker *w, uint64_t weights, struct eng_memory *m)
 {
     const struct eng_node *n = &w->e->nodes[0];
-    m->copied = weights;
-    if (!n->dev->threads || w->model.made) /* a GPU has its own memory */
-        return;
-    if (w->cache && eng_cache_could_hold(w->cache, weights)) {
-        m->mapped = weights;
-    } else {
+    bool cached = w->cache && eng_cache_could_hold(w->cache, weights);
+    for (uint32_t i = 0; !w->model.made && i < n->mp->n_weights; i++) {
+        const struct dl_buf_desc *d = &n->mp->plan.bufs[n->mp->weights[i].buf];
         struct eng_source s;
-        for (uint32_t i = 0; w->opts->model && i < n->mp->n_weights; i++)
-            if (eng_source_find(w->opts->model, &n->mp->weights[i], &s) && s.in_place)
-                m->mapped += s.bytes;
+        if (!eng_weights_copied(n->dev, d->type) &&
+            (cached || (w->opts->model && eng_source_find(w->opts->model, &n->mp->weights[i], &s) && s.in_place)))
+            m->mapped += d->bytes;
     }
-    m->mapped = DL_MIN(m->mapped, weights);
     m->copied = weights - m->mapped;
 }
 

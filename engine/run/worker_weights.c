@@ -2,7 +2,7 @@
  *
  * engine/run/worker_weights.c: a worker's weights. The root offers a digest per buffer; what a local file or the cache has is used from
  * there, the rest is asked for, compared with its digest, kept in the cache where that is possible, and asked for again when
- * it arrived damaged or the disk has lost it. On a CPU, what is in a file stays there and is mapped: no second copy in memory.
+ * it arrived damaged or the disk has lost it. What the device does not copy stays in the file and is mapped.
  */
 #include "worker.h"
 
@@ -76,7 +76,7 @@ static int from_model(struct loader *l, uint32_t i)
         if (!err)
             err = eng_weights_write(l->node->dev, *buf_of(l, i), &s, tick, w);
     }
-    if (!s.in_place || !l->node->dev->threads)
+    if (!s.in_place || eng_weights_copied(l->node->dev, s.t.type))
         dl_model_drop_pages(m, &s.t);
     return err ? err : 1;
 }
@@ -87,7 +87,7 @@ static int use_map(struct loader *l, uint32_t i, const struct dl_map *map)
     struct eng_worker *w = l->w;
     w->maps[w->n_maps++] = *map;
     int err = dl_buf_import(l->node->dev, desc_of(l, i), map->data, buf_of(l, i));
-    if (!l->node->dev->threads)
+    if (eng_weights_copied(l->node->dev, desc_of(l, i)->type))
         dl_map_drop(map, 0, map->size);
     return err;
 }

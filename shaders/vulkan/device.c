@@ -182,7 +182,8 @@ int dl_vulkan_open(const struct dl_vulkan_opts *opts, dl_device **out)
                          .mem_total = heap_bytes(c),
                          .mem_free = vk_memory_free(c),
                          .max_buf_bytes = heap_bytes(c),
-                         .max_tokens = c->caps.software ? 128 : 512};
+                         .max_tokens = c->caps.software ? 128 : 512,
+                         .copies = UINT32_MAX};
     snprintf(d->pub.kind, sizeof d->pub.kind, "vulkan:%u", c->index);
     snprintf(d->pub.name, sizeof d->pub.name, "%.127s", c->label);
     *out = &d->pub;

@@ -94,6 +94,8 @@ void *dl_calloc(size_t n, size_t size);
 /* Zeroed memory that starts on a multiple of `align` (a power of two >= 64; the size is rounded up to it). Fresh
  * pages are only touched when used. NULL (logged) when memory is out. Free with dl_free_aligned(), which accepts NULL. */
 void *dl_alloc_aligned(size_t align, size_t size);
+/* The same for what is read in full again and again: on a cache line, in huge pages where the system gives them. */
+void *dl_alloc_huge(size_t size);
 void dl_free_aligned(void *p);
 
 /* Zeroed memory for small, fixed sizes; aborts when memory is out. Free with free(). */

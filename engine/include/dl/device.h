@@ -26,8 +26,8 @@ struct dl_device_fns {
     void (*destroy)(dl_device *dev);
 
     int (*buf_create)(dl_device *dev, const struct dl_buf_desc *desc, dl_buf **out); /* zeroed */
-    /* A WEIGHT buffer made of bytes that the caller keeps alive and unchanged until buf_destroy. The device may use them
-     * where they are or copy them. */
+    /* A WEIGHT buffer made of bytes that the caller keeps alive and unchanged until buf_destroy, unless the device copies
+     * weights of this type (`copies`). */
     int (*buf_import)(dl_device *dev, const struct dl_buf_desc *desc, const void *bytes, dl_buf **out);
     void (*buf_destroy)(dl_device *dev, dl_buf *buf);
     int (*buf_write)(dl_device *dev, dl_buf *buf, uint64_t offset, const void *bytes, size_t n);
@@ -54,6 +54,7 @@ struct dl_device {
     uint64_t max_buf_bytes; /* one buffer may not be larger */
     uint32_t threads;       /* of the CPU pool; 0 for a GPU */
     uint32_t max_tokens;    /* largest useful batch */
+    uint32_t copies;        /* bit t: imported weights of type t are copied, and the caller's bytes are free at once */
     uint64_t
         device_at; /* kept by the front: highest signal submitted so far, and highest host value waited for. Whoever */
     uint64_t host_at; /* uses an idle device next counts on from there */
