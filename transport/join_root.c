@@ -3,6 +3,9 @@
  * transport/join_root.c: how the root makes a cluster: it dials all workers at once, and when all have said hello tells each who belongs to
  * it (JOIN). When all know (JOINED), it lets them connect to each other (MESH), and when all have (READY), it says GO. Until then
  * any failure ends the attempt for all, so that no worker is left in half a cluster.
+ *
+ * Where not all are needed (`some`), who cannot be had is left out before the first JOIN; if one fails later, it is left out of
+ * the next attempt.
  */
 #include "dial.h"
 #include "tcp.h"
@@ -12,17 +15,19 @@
 #include <string.h>
 
 #define RETRY_NS ((uint64_t)200 * 1000000)
+#define SILENT_NS ((uint64_t)1000 * 1000000) /* where not all are needed, who says nothing this long is left out */
+#define BUSY_MS 3000u                        /* and who is still busy then: from the cluster before it comes free sooner */
 
 /* One worker. */
 struct seat {
     struct join *j;
-    int node;
+    int node; /* once the cluster forms */
     struct tp_dial dial;
     struct tp_link *link; /* connected; from JOIN on the transport's */
-    enum { DIALING, PAUSING, GREETED, JOINED, READY, FAILED } state;
+    enum { DIALING, PAUSING, GREETED, JOINED, READY, FAILED, LEFT_OUT } state;
     int err;
     char why[TP_WHY_MOST + 1];
-    uint64_t again_ns; /* PAUSING: until then */
+    uint64_t again_ns, dialed_ns; /* PAUSING: until then; DIALING: since */
     struct tp_hello hello;
     uint8_t text[1024];
 };
@@ -31,7 +36,8 @@ struct join {
     struct tp_loop *loop;
     const struct tp_conf *conf;
     int n;
-    struct seat *seats;
+    bool some; /* it goes on without those who cannot be had */
+    struct seat *seats, **by_node; /* by_node[i + 1]: those who are in, from the first JOIN on */
     struct tp_tcp *t; /* when all have said hello */
     uv_timer_t tick;
     unsigned n_open;      /* links that seats own, and the timer */
@@ -52,19 +58,23 @@ static bool any_failed(const struct join *j)
 static void dial(struct seat *s)
 {
     s->state = DIALING;
+    s->dialed_ns = dl_now_ns();
     tp_dial_start(&s->dial);
 }
 
 static void seat_failed(struct seat *s, int err, const char *why)
 {
     s->link = NULL;
-    if (s->state == FAILED)
+    if (s->state == FAILED || s->state == LEFT_OUT)
         return;
     s->err = err;
     snprintf(s->why, sizeof s->why, "%s", why);
-    bool may_come = (err == DL_EPEER || err == DL_EBUSY) && !s->j->t;
+    bool may_come = ((err == DL_EPEER && !s->j->some) || err == DL_EBUSY) && !s->j->t;
     s->again_ns = dl_now_ns() + RETRY_NS;
-    s->state = may_come && s->again_ns < s->j->give_up_ns && !any_failed(s->j) ? PAUSING : FAILED;
+    if (may_come && s->again_ns < s->j->give_up_ns && !any_failed(s->j))
+        s->state = PAUSING;
+    else
+        s->state = s->j->some && !s->j->t ? LEFT_OUT : FAILED;
 }
 
 static void dial_failed(struct tp_dial *d, int err, const char *why)
@@ -164,8 +174,13 @@ static void tick(uv_timer_t *timer)
             s->state = FAILED;
         else if (s->state == PAUSING && now >= s->again_ns)
             dial(s);
-        else if (s->state == DIALING && !s->link)
+        else if (s->state == DIALING && !s->link && j->some && now - s->dialed_ns > SILENT_NS) {
+            tp_dial_stop(&s->dial);
+            seat_failed(s, DL_ETIMEDOUT, "no answer");
+        } else if (s->state == DIALING && !s->link)
             tp_dial_tick(&s->dial, now);
+        else if (s->state == DIALING && j->some && now - s->dialed_ns > SILENT_NS)
+            tp_link_fail(s->link, DL_ETIMEDOUT, "it is silent");
         else if (s->state == DIALING && now >= s->link->deadline_ns)
             tp_link_fail(s->link, DL_ETIMEDOUT, "it is silent: nothing within %u ms", j->conf->handshake_ms);
         else if (s->state == GREETED && !j->t && s->link &&
@@ -179,13 +194,13 @@ static void tick(uv_timer_t *timer)
 
 static void joining_lost(struct tp_tcp *t, int node, const char *why)
 {
-    seat_failed(&((struct join *)t->joining)->seats[node - 1], DL_EPEER, why);
+    seat_failed(((struct join *)t->joining)->by_node[node], DL_EPEER, why);
 }
 
 static int joining_frame(struct tp_tcp *t, int node, const struct tp_frame *f, const uint8_t *payload)
 {
     struct join *j = t->joining;
-    struct seat *s = &j->seats[node - 1];
+    struct seat *s = j->by_node[node];
     if (f->type == TP_JOINED && s->state == GREETED) {
         s->state = JOINED;
     } else if (f->type == TP_READY && s->state == JOINED) {
@@ -202,7 +217,7 @@ static int joining_frame(struct tp_tcp *t, int node, const struct tp_frame *f, c
 
 static void tell_all(struct join *j, uint8_t type)
 {
-    for (int i = 1; i <= j->n; i++) {
+    for (int i = 1; i < j->t->base.n_nodes; i++) {
         struct tp_peer *p = &j->t->peers[i];
         if (p->link && tp_link_put(p->link, &(struct tp_frame){.type = type}, NULL, NULL, TP_NO_TOKEN) && p->link)
             tp_link_flush(p->link);
@@ -259,7 +274,13 @@ static int send_join(struct join *j, int to)
 static int form(struct join *j)
 {
     struct tp_tcp *t;
-    int err = tp_tcp_create(j->loop, 0, j->n + 1, &t);
+    int n = 1;
+    for (int i = 0; i < j->n; i++)
+        if (j->seats[i].state != LEFT_OUT) {
+            j->seats[i].node = n;
+            j->by_node[n++] = &j->seats[i];
+        }
+    int err = tp_tcp_create(j->loop, 0, n, &t);
     if (err)
         return err;
     j->t = t;
@@ -269,8 +290,8 @@ static int form(struct join *j)
     snprintf(t->peers[0].name, sizeof t->peers[0].name, "root");
     memcpy(t->peers[0].about, j->conf->about, sizeof j->conf->about);
     t->peers[0].features = j->conf->features;
-    for (int i = 1; i <= j->n; i++) {
-        struct seat *s = &j->seats[i - 1];
+    for (int i = 1; i < n; i++) {
+        struct seat *s = j->by_node[i];
         struct tp_peer *p = &t->peers[i];
         memcpy(p->name, s->dial.target, sizeof p->name);
         memcpy(p->about, s->hello.about, sizeof p->about);
@@ -284,7 +305,7 @@ static int form(struct join *j)
     if (code)
         return dl_fail(DL_EIO, "transport: the system gives no random numbers: %s", uv_strerror(code));
     err = tp_tcp_watch(t, j->conf->beat_ms, j->conf->dead_ms);
-    for (int i = 1; i <= j->n && !err; i++)
+    for (int i = 1; i < n && !err; i++)
         err = send_join(j, i);
     return err;
 }
@@ -319,7 +340,8 @@ static bool wait_for(struct join *j, int state)
 static int assemble(struct join *j)
 {
     for (int i = 0; i < j->n; i++)
-        dial(&j->seats[i]);
+        if (j->seats[i].state != LEFT_OUT)
+            dial(&j->seats[i]);
     while (!all_settled(j))
         tp_loop_turn(j->loop, true);
     if (any_failed(j))
@@ -345,8 +367,10 @@ static int report(const struct join *j, int *errs)
         const struct seat *s = &j->seats[i];
         int e = s->state == FAILED ? s->err : DL_OK;
         if (errs)
-            errs[i] = e;
-        if (e)
+            errs[i] = s->state == LEFT_OUT ? s->err : e;
+        if (j->some && s->err && s->state >= FAILED)
+            dl_log(DL_LOG_INFO, "worker %s: %s", s->dial.target, s->why);
+        else if (e)
             (void)dl_fail(e, "worker %s: %s", s->dial.target, s->why);
         err = err ? err : e;
     }
@@ -385,11 +409,11 @@ static void clean_up(struct join *j, bool failed)
     }
 }
 
-static int connect_all(struct join *j, const char *const *workers, int *errs)
+static int connect_all(struct join *j, const char *const *workers, const bool *out, int *errs)
 {
     for (int i = 0; i < j->n; i++) {
         struct seat *s = &j->seats[i];
-        *s = (struct seat){.j = j, .node = i + 1};
+        *s = (struct seat){.j = j, .state = out && out[i] ? LEFT_OUT : DIALING};
         s->dial = (struct tp_dial){.loop = j->loop,
                                    .conf = j->conf,
                                    .purpose = TP_FOR_ROOT,
@@ -398,7 +422,7 @@ static int connect_all(struct join *j, const char *const *workers, int *errs)
                                    .ud = s};
         snprintf(s->dial.target, sizeof s->dial.target, "%s", workers[i]);
     }
-    j->give_up_ns = dl_now_ns() + (uint64_t)j->conf->retry_ms * 1000000;
+    j->give_up_ns = dl_now_ns() + (uint64_t)(j->some ? BUSY_MS : j->conf->retry_ms) * 1000000;
     (void)uv_timer_init(tp_loop_uv(j->loop), &j->tick);
     j->tick.data = j;
     j->n_open++;
@@ -410,9 +434,33 @@ static int connect_all(struct join *j, const char *const *workers, int *errs)
     return err;
 }
 
-int dl_tcp_connect(const char *const *workers, int n, const struct dl_tcp_opts *opts, int *errs, dl_transport **out)
+static int connect_once(const char *const *workers, int n, const bool *out, bool some, const struct tp_conf *conf,
+                        int *errs, uint32_t *who, dl_transport **transport)
 {
-    *out = NULL;
+    struct join j = {.conf = conf, .n = n, .some = some};
+    j.seats = dl_calloc((size_t)n + 1, sizeof *j.seats);
+    j.by_node = dl_calloc((size_t)n + 1, sizeof(struct seat *));
+    int err = j.seats && j.by_node ? tp_loop_create(conf->spin_us, &j.loop) : DL_ENOMEM;
+    if (!err) {
+        tp_loop_enter(j.loop);
+        err = connect_all(&j, workers, out, errs);
+        tp_loop_leave(j.loop);
+    }
+    if (err) {
+        tp_loop_destroy(&j.loop);
+    } else {
+        for (int i = 1; who && i < j.t->base.n_nodes; i++)
+            who[i - 1] = (uint32_t)(j.by_node[i] - j.seats);
+        j.t->own_loop = true;
+        *transport = &j.t->base;
+    }
+    free((void *)j.by_node);
+    free(j.seats);
+    return err;
+}
+
+static int check_workers(const char *const *workers, int n, int *errs)
+{
     for (int i = 0; errs && i < n; i++)
         errs[i] = DL_OK;
     if (n < 0 || n >= TP_NODES_MOST)
@@ -420,24 +468,46 @@ int dl_tcp_connect(const char *const *workers, int n, const struct dl_tcp_opts *
     for (int i = 0; i < n; i++)
         if (strlen(workers[i]) > TP_NAME_MOST)
             return dl_fail(DL_EINVAL, "transport: worker %d has an address of %zu bytes", i + 1, strlen(workers[i]));
-    struct tp_conf conf = {0};
-    struct join j = {.conf = &conf, .n = n};
-    j.seats = dl_calloc((size_t)n + 1, sizeof *j.seats);
-    int err = j.seats ? tp_conf_init(&conf, opts) : DL_ENOMEM;
-    if (!err)
-        err = tp_loop_create(conf.spin_us, &j.loop);
-    if (!err) {
-        tp_loop_enter(j.loop);
-        err = connect_all(&j, workers, errs);
-        tp_loop_leave(j.loop);
-    }
-    if (err)
-        tp_loop_destroy(&j.loop);
-    tp_conf_finish(&conf);
-    free(j.seats);
-    if (err)
-        return err;
-    j.t->own_loop = true;
-    *out = &j.t->base;
     return DL_OK;
+}
+
+int dl_tcp_connect(const char *const *workers, int n, const struct dl_tcp_opts *opts, int *errs, dl_transport **out)
+{
+    *out = NULL;
+    struct tp_conf conf = {0};
+    int err = check_workers(workers, n, errs);
+    if (!err)
+        err = tp_conf_init(&conf, opts);
+    if (!err)
+        err = connect_once(workers, n, NULL, false, &conf, errs, NULL, out);
+    tp_conf_finish(&conf);
+    return err;
+}
+
+int dl_tcp_connect_some(const char *const *workers, int n, const bool *wanted, const struct dl_tcp_opts *opts,
+                        uint32_t *who, dl_transport **out)
+{
+    *out = NULL;
+    struct tp_conf conf = {0};
+    int err = check_workers(workers, n, NULL);
+    bool *left_out = err ? NULL : dl_calloc((size_t)n + 1, sizeof *left_out);
+    int *errs = err ? NULL : dl_calloc((size_t)n + 1, sizeof *errs);
+    if (!err)
+        err = left_out && errs ? tp_conf_init(&conf, opts) : DL_ENOMEM;
+    for (int i = 0; i < n && !err; i++)
+        left_out[i] = !wanted[i];
+    /* Each attempt leaves out one more, or is the last. */
+    for (int attempt = 0; !err && !*out; attempt++) {
+        err = connect_once(workers, n, left_out, true, &conf, errs, who, out);
+        bool fewer = false;
+        for (int i = 0; i < n && err; i++) {
+            fewer = fewer || (errs[i] && !left_out[i]);
+            left_out[i] = left_out[i] || errs[i];
+        }
+        err = err && fewer && attempt <= n ? DL_OK : err;
+    }
+    free(left_out);
+    free(errs);
+    tp_conf_finish(&conf);
+    return err;
 }

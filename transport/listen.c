@@ -97,7 +97,7 @@ static void guest_open(struct tp_link *link)
 static int guest_begin(struct tp_link *link, const struct tp_frame *f, void **dest)
 {
     struct tp_guest *g = link->ud;
-    bool expected = g->is_root ? f->type == TP_JOIN || f->type == TP_PING : f->type == TP_HELLO;
+    bool expected = g->looks ? false : g->is_root ? f->type == TP_JOIN || f->type == TP_PING : f->type == TP_HELLO;
     if (!expected) {
         tp_link_fail(link, DL_EFORMAT, "it sends what does not belong here");
         return DL_EFORMAT;
@@ -122,6 +122,9 @@ static void got_hello(struct tp_guest *g, const struct tp_hello *h)
         tp_guest_refuse(g, TP_NO_BUILD, why);
     } else if (h->purpose == TP_FOR_MESH) {
         tp_join_mesh(l, g, h);
+    } else if (h->purpose == TP_FOR_LOOK && l->state == TP_FREE) {
+        g->looks = true;
+        tp_guest_answer(g);
     } else if (h->purpose != TP_FOR_ROOT || l->state != TP_FREE || !tp_join_clean(l)) {
         tp_guest_refuse(g, TP_NO_BUSY, "it is busy: it works for another root");
     } else {
@@ -161,8 +164,8 @@ static void guest_lost(struct tp_link *link, int err, const char *why)
     if (l->root == g) {
         tp_listen_say(l, "the root at %s went away before its cluster stood: %s", link->name, why);
         tp_join_abort(l);
-    } else if (err == DL_EPEER && !link->n_greeting) {
-        dl_log(DL_LOG_DEBUG, "worker: %s connected and said nothing: %s", link->name, why);
+    } else if (g->looks || link->purpose == TP_FOR_LOOK || (err == DL_EPEER && !link->n_greeting)) {
+        dl_log(DL_LOG_DEBUG, "worker: %s connected and wanted nothing: %s", link->name, why);
     } else {
         tp_listen_say(l, "%s is refused: %s", link->name, why);
     }

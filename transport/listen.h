@@ -18,7 +18,7 @@ struct tp_guest {
     dl_tcp_listener *l;
     struct tp_link *link; /* NULL: it is on its way out */
     struct tp_guest *next;
-    bool is_root;
+    bool is_root, looks; /* looks: wants to know whether we are free, and no more */
     uint8_t *text; /* payload of a frame that is being received */
     uint8_t small[1024];
 };

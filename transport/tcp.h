@@ -6,6 +6,7 @@
  *   coll.c       collectives: which slices go where, what is still missing, when one ends
  *   peer.c       what comes from a peer, heartbeats, who is lost and what follows from it
  *   join_root.c, join_worker.c, listen.c   how a cluster comes to be
+ *   watch.c      whether a worker that is missing could be part of the next one
  *
  * What is marked (lock) is shared with the callers' threads, under `lock`; all else belongs to who holds the loop.
  */

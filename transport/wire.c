@@ -227,7 +227,7 @@ const char *tp_hello_get(const uint8_t *in, size_t n, struct tp_hello *h)
     memcpy(h->cluster, look(&r, TP_ID_BYTES), TP_ID_BYTES);
     read_text(&r, h->build, TP_BUILD_MOST);
     read_text(&r, h->about, TP_ABOUT_MOST);
-    if (!r.bad && (purpose < TP_FOR_ROOT || purpose > TP_ANSWER))
+    if (!r.bad && (purpose < TP_FOR_ROOT || purpose > TP_FOR_LOOK))
         return "it says hello for no known purpose";
     h->purpose = (uint8_t)purpose;
     return read_end(&r);

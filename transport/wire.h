@@ -14,7 +14,7 @@
 #include "dl/transport.h"
 
 enum {
-    TP_PROTOCOL = 1,
+    TP_PROTOCOL = 2,
     TP_NODES_MOST = 256,
     TP_BUILD_MOST = 47,
     TP_ABOUT_MOST = 255,
@@ -28,7 +28,7 @@ enum {
 /* 0 magic u32, 4 protocol u16, 6 status u8, 7 security u8, 8 purpose u8, 9 reserved (7 zeros), 16 build, padded with zeros to 64. Who
  * dials sends status TP_ASK; the answer is one of the others. The reserved bytes are not looked at: they are for later. */
 enum { TP_PREAMBLE_BYTES = 64 };
-enum tp_purpose { TP_FOR_ROOT = 1, TP_FOR_MESH, TP_ANSWER };
+enum tp_purpose { TP_FOR_ROOT = 1, TP_FOR_MESH, TP_ANSWER, TP_FOR_LOOK }; /* LOOK: is it free? Then it hangs up */
 enum tp_status { TP_ASK, TP_WELCOME, TP_BUSY, TP_OTHER_PROTOCOL, TP_OTHER_SECURITY, TP_STATUS_COUNT };
 struct tp_preamble {
     uint16_t protocol;

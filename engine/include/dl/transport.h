@@ -172,4 +172,18 @@ void dl_tcp_listener_close(dl_tcp_listener **l);
  * DL_EPEER (nobody there, or it went away), DL_ETIMEDOUT (silence), DL_EUNSUP (wrong key, other version or build), DL_EINVAL. */
 int dl_tcp_connect(const char *const *workers, int n, const struct dl_tcp_opts *opts, int *errs, dl_transport **out);
 
+/* For a cluster that is to go on: with those of the workers i with wanted[i] that can be had. Left out is who is not there, who does not
+ * answer within about a second, who is busy for longer than three, and who is refused or fails meanwhile (why is logged at
+ * INFO); if need be that is everyone. who[i] (room for n) is the worker behind node i + 1. */
+int dl_tcp_connect_some(const char *const *workers, int n, const bool *wanted, const struct dl_tcp_opts *opts,
+                        uint32_t *who, dl_transport **out);
+
+/* Looks, from a thread of its own, which workers could be had: there, with the same key and build, and free. About once a second, and only
+ * those that were asked for within the last few. They notice next to nothing of it. */
+typedef struct dl_tcp_watch dl_tcp_watch;
+int dl_tcp_watch_open(const char *const *workers, int n, const struct dl_tcp_opts *opts, dl_tcp_watch **out);
+/* Was worker i free when last looked at, at most three seconds ago? Does not wait. Any thread. */
+bool dl_tcp_watch_free(dl_tcp_watch *w, int i);
+void dl_tcp_watch_close(dl_tcp_watch **w); /* nulls *w, accepts &NULL */
+
 #endif
