@@ -145,14 +145,16 @@ struct cli_gen {
     uint64_t max_new;       /* tokens at most */
     bool at_start;          /* the answer begins a text: SPM's added space is taken off */
     enum cli_show show;
-    FILE *dump; /* logits, or NULL */
+    FILE *dump;      /* logits, or NULL */
+    bool want_nodes; /* statistics */
     const char *dump_name;
 
     struct dl_str text;
     uint64_t n_prompt, n_evaluated; /* evaluated: without the prefix that the session held already */
     uint64_t n_new, n_steps;        /* tokens of the answer; decode steps that were evaluated */
     uint64_t prefill_ns, decode_ns, ttft_ns;
-    struct dl_engine_stats decode; /* of the decode steps */
+    struct dl_node_stats *nodes; /* (n_nodes): of the decode steps, per node; none where a node was lost at the end */
+    uint32_t n_nodes;
     enum cli_finish finish;
     bool context_full;
 };
@@ -165,6 +167,8 @@ const char *cli_finish_name(enum cli_finish finish);
 double cli_per_second(uint64_t n, uint64_t ns);
 /* One line about the last answer on stderr. */
 void cli_gen_summary(const struct cli_gen *g);
+/* And a table of its nodes. */
+void cli_gen_table(const struct cli_gen *g);
 
 /* --------------------------------------------------------------------------------------- chat.c, prompt.c */
 

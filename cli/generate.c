@@ -6,6 +6,7 @@
 #include "cli.h"
 
 #include <errno.h>
+#include <stdlib.h>
 #include <string.h>
 
 const char *cli_finish_name(enum cli_finish finish)
@@ -122,13 +123,27 @@ static int decode(struct cli_gen *g, float *logits)
     return stopped ? DL_OK : flush(g, &decoder);
 }
 
+/* An answer that is there stays one when a node is lost now. */
+static int get_nodes(struct cli_gen *g)
+{
+    const uint32_t most = g->e->workers.n + 1;
+    if (!g->nodes)
+        g->nodes = dl_calloc(most, sizeof *g->nodes);
+    if (!g->nodes)
+        return DL_ENOMEM;
+    if (dl_engine_nodes(g->e->engine, g->nodes, most, &g->n_nodes))
+        g->n_nodes = 0;
+    g->n_nodes = DL_MIN(g->n_nodes, most);
+    return DL_OK;
+}
+
 int cli_generate(struct cli_gen *g, const int32_t *prompt, size_t n)
 {
     dl_str_finish(&g->text);
     dl_stops_reset(g->stops);
     g->n_prompt = n;
     g->n_new = g->n_steps = g->prefill_ns = g->decode_ns = g->ttft_ns = 0;
-    g->decode = (struct dl_engine_stats){0};
+    g->n_nodes = 0;
     g->context_full = false;
     g->finish = CLI_FINISH_CANCELLED;
     size_t held = dl_session_len(g->session), kept = 0;
@@ -151,9 +166,11 @@ int cli_generate(struct cli_gen *g, const int32_t *prompt, size_t n)
     if (!err) {
         dl_engine_stats_reset(g->e->engine);
         err = decode(g, logits);
-        dl_engine_stats(g->e->engine, &g->decode);
+        uint64_t end = dl_now_ns();
+        if (!err && g->want_nodes)
+            err = get_nodes(g);
         if (g->ttft_ns) {
-            g->decode_ns = dl_now_ns() - g->ttft_ns;
+            g->decode_ns = end - g->ttft_ns;
             g->ttft_ns -= start;
         }
     } else if (err == DL_ECANCELED) {
@@ -170,6 +187,8 @@ int cli_generate(struct cli_gen *g, const int32_t *prompt, size_t n)
 void cli_gen_finish(struct cli_gen *g)
 {
     dl_str_finish(&g->text);
+    free(g->nodes);
+    g->nodes = NULL;
 }
 
 void cli_gen_summary(const struct cli_gen *g)
@@ -181,4 +200,20 @@ void cli_gen_summary(const struct cli_gen *g)
             (unsigned long long)g->n_prompt, cli_per_second(g->n_evaluated, g->prefill_ns),
             (unsigned long long)g->n_new, cli_per_second(g->n_steps, g->decode_ns), (double)g->ttft_ns / 1e6,
             g->context_full ? "length (context full)" : cli_finish_name(g->finish));
+}
+
+void cli_gen_table(const struct cli_gen *g)
+{
+    double steps = (double)DL_MAX(g->n_steps, 1);
+    fprintf(stderr, "%-28s %-10s %6s %9s %9s %9s %9s %9s %9s\n", "node, per decoded token", "device", "share",
+            "compute", "exchange", "hidden", "idle", "sent", "received");
+    for (uint32_t i = 0; i < g->n_nodes; i++) {
+        const struct dl_node_stats *n = &g->nodes[i];
+        const struct dl_engine_stats *s = &n->stats;
+        fprintf(stderr, "%-28s %-10.*s %5.1f%% %6.2f ms %6.2f ms %6.2f ms %6.2f ms %6.1f kB %6.1f kB\n", n->name,
+                (int)strcspn(n->device, " "), n->device, 100 * n->share, (double)s->compute_ns / steps / 1e6,
+                (double)s->exchange_ns / steps / 1e6, (double)s->exchange_hidden_ns / steps / 1e6,
+                (double)s->idle_ns / steps / 1e6, (double)s->sent_bytes / steps / 1e3,
+                (double)s->received_bytes / steps / 1e3);
+    }
 }

@@ -144,16 +144,31 @@ static int make_tokens(const struct cli_opts *o, const struct cli_engine *e, enu
     return err;
 }
 
+/* "cpu (avx2, 2 threads)" is `cpu` to --device. The root's devices are known one by one. */
+static json_t *devices(const struct cli_gen *g, uint32_t node)
+{
+    json_t *all = json_array();
+    for (uint32_t i = 0; !node && i < g->e->n_devices; i++)
+        json_array_append_new(all, json_string(g->e->devices[i]->kind));
+    const char *name = g->nodes[node].device;
+    if (node)
+        json_array_append_new(all, json_stringn(name, strcspn(name, " ")));
+    return all;
+}
+
 static json_t *nodes(const struct cli_gen *g)
 {
-    const struct dl_engine_stats *s = &g->decode;
-    json_t *devices = json_array();
-    for (uint32_t i = 0; i < g->e->n_devices; i++)
-        json_array_append_new(devices, json_string(g->e->devices[i]->kind));
-    return json_pack("[{s:s,s:o,s:f,s:f,s:f,s:f,s:f,s:I,s:I}]", "name", "root", "devices", devices, "share", 1.0,
-                     "compute_ms", (double)s->compute_ns / 1e6, "exchange_ms", (double)s->exchange_ns / 1e6,
-                     "exchange_hidden_ms", (double)s->exchange_hidden_ns / 1e6, "idle_ms", (double)s->idle_ns / 1e6,
-                     "sent_bytes", (json_int_t)s->sent_bytes, "received_bytes", (json_int_t)s->received_bytes);
+    json_t *all = json_array();
+    for (uint32_t i = 0; i < g->n_nodes; i++) {
+        const struct dl_engine_stats *s = &g->nodes[i].stats;
+        json_array_append_new(all, json_pack("{s:s,s:o,s:f,s:f,s:f,s:f,s:f,s:I,s:I}", "name", g->nodes[i].name,
+                                             "devices", devices(g, i), "share", g->nodes[i].share, "compute_ms",
+                                             (double)s->compute_ns / 1e6, "exchange_ms", (double)s->exchange_ns / 1e6,
+                                             "exchange_hidden_ms", (double)s->exchange_hidden_ns / 1e6, "idle_ms",
+                                             (double)s->idle_ns / 1e6, "sent_bytes", (json_int_t)s->sent_bytes,
+                                             "received_bytes", (json_int_t)s->received_bytes));
+    }
+    return all;
 }
 
 static int print_json(const struct cli_gen *g)
@@ -195,6 +210,8 @@ static int answer(const struct cli_opts *o, struct cli_gen *g, enum source sourc
         err = cli_out_flush();
     if (!err && !o->quiet)
         cli_gen_summary(g);
+    if (!err && o->verbose && g->n_nodes > 1)
+        cli_gen_table(g);
     dl_tokens_finish(&prompt);
     return err;
 }
@@ -212,6 +229,7 @@ static int run_loaded(const struct cli_opts *o, struct cli_engine *e, enum sourc
                 : o->ids ? CLI_SHOW_IDS
                          : CLI_SHOW_TEXT,
         .dump_name = o->dump_logits,
+        .want_nodes = o->json || (o->verbose && e->workers.n),
     };
     enum dl_chat_kind kind;
     int err = find_template(o, e, &kind);

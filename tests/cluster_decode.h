@@ -168,6 +168,8 @@ static inline int decode_any(const struct eng_in *in, struct eng_out *back)
         struct eng_error error;
         struct eng_memory memory;
         struct eng_data data;
+        struct dl_engine_stats stats;
+        bool reset;
     } u;
     uint64_t number;
     uint32_t row;
@@ -215,6 +217,16 @@ static inline int decode_any(const struct eng_in *in, struct eng_out *back)
         err = eng_fetch_read(in, &number, &row);
         if (!err)
             eng_fetch_write(back, number, row);
+        return err;
+    case ENG_MSG_STATS:
+        err = eng_stats_read(in, &u.reset);
+        if (!err)
+            eng_stats_write(back, u.reset);
+        return err;
+    case ENG_MSG_COUNTS:
+        err = eng_counts_read(in, &u.stats);
+        if (!err)
+            eng_counts_write(back, &u.stats);
         return err;
     case ENG_MSG_ERROR:
         err = eng_error_read(in, &u.error);
@@ -305,6 +317,7 @@ static inline void example(enum eng_msg type, struct eng_out *o)
     struct eng_hello hello = {ENG_PROTOCOL, "1.2.3", "cpu (avx2, 4 threads)"};
     struct eng_memory memory = {1000, 2000, 3000, 4000, 50000, true, {{1, 2, 3}}};
     struct eng_offer_entry offers[4] = {{100, {{1}}}, {200, {{2}}}, {300, {{3}}}, {400, {{4}}}};
+    const struct dl_engine_stats stats = {1, 2, 3, 4, 5, 6, UINT64_C(1) << 40, 8};
     const uint8_t bits[] = {0x21, 0x00, 0x11};
     uint8_t *room;
     switch (type) {
@@ -338,6 +351,12 @@ static inline void example(enum eng_msg type, struct eng_out *o)
         break;
     case ENG_MSG_FETCH:
         eng_fetch_write(o, 7, 1);
+        break;
+    case ENG_MSG_STATS:
+        eng_stats_write(o, true);
+        break;
+    case ENG_MSG_COUNTS:
+        eng_counts_write(o, &stats);
         break;
     case ENG_MSG_ERROR:
         eng_error_write(o, DL_ELIMIT, "no room");

@@ -225,6 +225,7 @@ static int meet(struct eng_cluster *c, struct eng_peer *p, const struct eng_in *
     }
     const size_t len = strlen(p->link.who);
     snprintf(p->link.who + len, sizeof p->link.who - len, " (%s)", h.about);
+    snprintf(p->device, sizeof p->device, "%s", h.about);
     p->done = true;
     return DL_OK;
 }

@@ -31,6 +31,8 @@ struct eng_peer {
     bool explained;         /* there are words about it that say more than that it is lost */
     uint64_t silent_ns;     /* how long we have waited for it */
     struct eng_peer_load load;
+    char device[192];             /* what computes there */
+    struct dl_engine_stats stats; /* as of the last eng_cluster_stats */
 };
 
 struct eng_cluster {
@@ -80,6 +82,8 @@ int eng_cluster_serve(struct eng_cluster *c);
 int eng_cluster_step(struct eng_cluster *c, const float *embed);
 /* Their parts of the wanted rows, into e->rows. */
 int eng_cluster_logits(struct eng_cluster *c);
+/* cluster_stats.c: everyone's counts, into peers[].stats. reset: they begin at zero from here on. */
+int eng_cluster_stats(struct eng_cluster *c, bool reset);
 /* Their parts of one row of the last batch, in full. */
 int eng_cluster_fetch(struct eng_cluster *c, uint32_t row);
 

@@ -13,8 +13,9 @@
 
 const char *eng_msg_name(unsigned type)
 {
-    static const char *const names[ENG_MSG_END] = {"?",   "HELLO", "MODEL", "MEMORY", "OFFER", "WANT",  "DATA",
-                                                   "GOT", "READY", "STEP",  "LOGITS", "FETCH", "ERROR", "BYE"};
+    static const char *const names[ENG_MSG_END] = {"?",     "HELLO", "MODEL", "MEMORY", "OFFER",  "WANT",
+                                                   "DATA",  "GOT",   "READY", "STEP",   "LOGITS", "FETCH",
+                                                   "ERROR", "BYE",   "STATS", "COUNTS"};
     return names[type < ENG_MSG_END ? type : 0];
 }
 

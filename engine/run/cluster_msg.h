@@ -14,6 +14,7 @@
  *   worker  READY
  *   root    STEP          worker  LOGITS   where it has rows of the output matrix, and any are wanted
  *   root    FETCH         worker  LOGITS   a row of the last step in full
+ *   root    STATS         worker  COUNTS   what it has done since the last STATS that resets
  *   root    BYE
  * Either side says ERROR instead of anything else and closes. GOT also is a worker's sign of life while it loads.
  *
@@ -53,6 +54,8 @@ enum eng_msg {
     ENG_MSG_FETCH,
     ENG_MSG_ERROR,
     ENG_MSG_BYE,
+    ENG_MSG_STATS,
+    ENG_MSG_COUNTS,
     ENG_MSG_END
 };
 const char *eng_msg_name(unsigned type); /* "HELLO"; "?" outside the enum */
@@ -188,6 +191,11 @@ void eng_logits_put(struct eng_out *o, const struct eng_want *want, const float 
 struct eng_row;
 int eng_logits_read(const struct eng_in *in, uint64_t step, const struct eng_want *wants, uint32_t n_rows,
                     const struct dl_slice *slice, struct eng_row *out);
+
+void eng_stats_write(struct eng_out *o, bool reset);
+int eng_stats_read(const struct eng_in *in, bool *reset);
+void eng_counts_write(struct eng_out *o, const struct dl_engine_stats *s);
+int eng_counts_read(const struct eng_in *in, struct dl_engine_stats *out);
 
 void eng_fetch_write(struct eng_out *o, uint64_t step, uint32_t row);
 int eng_fetch_read(const struct eng_in *in, uint64_t *step, uint32_t *row);

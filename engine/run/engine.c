@@ -361,6 +361,9 @@ void dl_engine_stats(const dl_engine *e, struct dl_engine_stats *out)
 void dl_engine_stats_reset(dl_engine *e)
 {
     struct dl_transport_stats t;
+    int err = e->cluster && e->formed ? eng_cluster_stats(e->cluster, true) : DL_OK;
+    if (err)
+        (void)eng_give_up(e, err); /* the next step says it, or mends it */
     link_stats(e, &t);
     e->stats = (struct dl_engine_stats){0};
     e->stats.sent_bytes = t.sent_bytes; /* what the link has carried so far is not counted again */

@@ -54,11 +54,12 @@ struct dl_engine {
     uint32_t n_slices;
     struct eng_cluster *cluster; /* the root's; else NULL */
     struct eng_heal *heal;       /* with a dl_cluster; else NULL */
-    struct dl_engine_opts opts;  /* as given, but for what the caller may throw away: devices, transport, cluster, shares */
-    bool formed;                 /* all that a batch takes is there */
-    uint32_t epoch;              /* how often it was formed: KV of an earlier one is gone */
-    uint64_t wait_ns;            /* an exchange that takes this long has failed; UINT64_MAX: none ever does */
-    enum dl_type embed_type;     /* DL_F16 where embedding rows travel, so that all nodes begin with the same */
+    struct dl_engine_opts
+        opts;                /* as given, but for what the caller may throw away: devices, transport, cluster, shares */
+    bool formed;             /* all that a batch takes is there */
+    uint32_t epoch;          /* how often it was formed: KV of an earlier one is gone */
+    uint64_t wait_ns;        /* an exchange that takes this long has failed; UINT64_MAX: none ever does */
+    enum dl_type embed_type; /* DL_F16 where embedding rows travel, so that all nodes begin with the same */
     struct dl_batch_shape shape;
     uint32_t ctx;
     struct eng_kv kv;
@@ -131,6 +132,9 @@ int eng_weights_write(dl_device *dev, dl_buf *buf, const struct eng_source *s, e
  * failed exchange is not logged: see bad_exchange. */
 int eng_exec(dl_engine *e, uint32_t n_tokens, uint32_t n_out);
 void eng_exec_abort(dl_engine *e);
+
+/* session.c: what belongs to a cluster has failed, between batches: as after a batch. Returns the error. */
+int eng_give_up(dl_engine *e, int err);
 
 /* logits.c: what the finished batch gives, into e->rows. The rows of this process's devices, and those of the workers. */
 int eng_logits_collect(dl_engine *e);

@@ -172,6 +172,12 @@ static int give_up(dl_engine *e, int err, bool running)
     return err;
 }
 
+int eng_give_up(dl_engine *e, int err)
+{
+    e->bad_exchange = 0;
+    return give_up(e, err, false);
+}
+
 static int run_batch(dl_engine *e, const struct dl_step_item *items, uint32_t n_items)
 {
     e->bad_exchange = 0;

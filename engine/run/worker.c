@@ -224,8 +224,8 @@ static void report(struct eng_worker *w, enum dl_worker_phase phase)
     const dl_engine *e = w->e;
     struct dl_worker_job *j = &w->job;
     j->sent_bytes = w->got;
-    j->steps = e ? e->stats.steps : 0;
-    j->tokens = e ? e->stats.tokens : 0;
+    j->steps += e ? e->stats.steps : 0; /* since the root last asked to count from zero */
+    j->tokens += e ? e->stats.tokens : 0;
     if (w->opts->tell)
         w->opts->tell(w->opts->tell_ud, phase, j);
 }
@@ -387,6 +387,26 @@ static int fetch(struct eng_worker *w, const struct eng_in *in)
     return send_logits(w, &full, row, 1);
 }
 
+/* Question and answer do not count. */
+static int count(struct eng_worker *w, const struct eng_in *in)
+{
+    bool reset;
+    struct dl_engine_stats s;
+    int err = eng_stats_read(in, &reset);
+    if (err)
+        return err;
+    dl_engine_stats(w->e, &s);
+    s.received_bytes -= DL_MIN(s.received_bytes, in->n);
+    eng_counts_write(&w->out, &s);
+    err = eng_worker_send(w);
+    if (reset) {
+        w->job.steps += w->e->stats.steps;
+        w->job.tokens += w->e->stats.tokens;
+        dl_engine_stats_reset(w->e);
+    }
+    return err;
+}
+
 static int serve(struct eng_worker *w)
 {
     int err = DL_OK;
@@ -400,8 +420,10 @@ static int serve(struct eng_worker *w)
             err = step(w, &in);
         else if (eng_in_type(&in) == ENG_MSG_FETCH)
             err = fetch(w, &in);
+        else if (eng_in_type(&in) == ENG_MSG_STATS)
+            err = count(w, &in);
         else
-            err = eng_link_unexpected(&in, "STEP, FETCH or BYE");
+            err = eng_link_unexpected(&in, "STEP, FETCH, STATS or BYE");
     }
     return err == DL_ECANCELED ? DL_OK : err; /* BYE */
 }

@@ -109,7 +109,17 @@ struct dl_engine_stats {
     uint64_t sent_bytes, received_bytes;
 };
 void dl_engine_stats(const dl_engine *engine, struct dl_engine_stats *out);
-void dl_engine_stats_reset(dl_engine *engine);
+void dl_engine_stats_reset(dl_engine *engine); /* of all nodes of a cluster; waits for them */
+
+/* The same of each node of a cluster, this one first, and how much of the model each has (0 to 1); alone, of this one. Asks the workers: for
+ * after an answer. Fills up to `cap` entries; *n is how many nodes there are. DL_EPEER (logged) when one is lost: then nothing. */
+struct dl_node_stats {
+    char name[160];   /* "root", or the address as it was given */
+    char device[192]; /* what computes there */
+    double share;
+    struct dl_engine_stats stats;
+};
+int dl_engine_nodes(dl_engine *engine, struct dl_node_stats *out, uint32_t cap, uint32_t *n);
 
 int dl_session_create(dl_engine *engine, dl_session **out);
 void dl_session_destroy(dl_session **session); /* nulls, accepts &NULL */
