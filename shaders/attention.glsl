@@ -3,6 +3,7 @@
 // attention.glsl: what the attention kernels share: the batch, and rows of K and V as vec4 pairs.
 //
 // KV = 0: F32, 1: F16, 2: Q80 (codes and scales in planes of their own). HD: values per row, a multiple of 8 (Q80: of 32).
+// OUT: results are also converted to this form, for the matrix that they go to: whoever makes them final does it.
 // MERGE: neither is needed. A "piece" is 8 neighbouring values of a row. HALF_BITS: halves are decoded by integer operations, for devices that flush
 // the small ones in unpackHalf2x16.
 #extension GL_EXT_control_flow_attributes : require
@@ -13,7 +14,7 @@
 
 layout(std430, set = 0, binding = 0) readonly buffer Batch { uint batch[]; };
 layout(std430, set = 0, binding = 1) readonly buffer Query { float query[]; };
-layout(std430, set = 0, binding = 2) buffer Out { float result[]; };
+layout(std430, set = 0, binding = 2) buffer Result { float result[]; };
 #if !MERGE
 #if KV == 2
 layout(std430, set = 0, binding = 3) readonly buffer Keys { uvec2 keys[]; };
@@ -26,16 +27,29 @@ layout(std430, set = 0, binding = 4) readonly buffer Values { uvec4 values[]; };
 #endif
 #endif
 
+#ifdef OUT
+#define Q80_LANES WG
+#if MERGE
+#define OUT_AT 3
+#else
+#define OUT_AT (KV == 2 ? 7 : 5)
+#endif
+#include "out.glsl"
+#endif
+
 layout(push_constant) uniform Push {
     uint n_heads, n_kv, group, first_head;
     float scale;
     uint query_skip, query_stride; // in floats, as are the next two
-    uint out_skip, out_stride;
+    uint result_skip, result_stride;
     uint tile_heads, tile_tokens; // how attention_tile.comp cuts the batch; tile_tokens == 0: it has no part in this
     uint head_tiles;              // workgroups per KV head and token
     uint splits, least_blocks;    // most splits of a sequence; fewest KV blocks of a split
     uint state_at;                // where in the scratch (m, l) begin, in floats
     uint key_skip, value_skip, key_scale_skip, value_scale_skip; // in pieces; in scales
+#ifdef OUT
+    OUT_PUSH;
+#endif
 } push;
 
 uint batch_tokens() { return batch[0]; }

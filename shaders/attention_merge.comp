@@ -3,7 +3,7 @@
 //
 // attention_merge.comp: makes one result of the splits of attention_split.comp: sum_s o_s 2^(m_s - m) / sum_s l_s 2^(m_s - m)
 // with m = max m_s. Splits that a sequence is too short for are not read.
-//   workgroup (x, y) -> query head, token;  thread -> columns
+//   workgroup (x, y) -> query head, token;  thread -> four columns
 #define MERGE 1
 #include "attention.glsl"
 
@@ -21,10 +21,19 @@ void main()
         top = max(top, query[push.state_at + 2u * (part + s)]);
     for (uint s = 0u; s < n; s++)
         sum += query[push.state_at + 2u * (part + s) + 1u] * exp2(query[push.state_at + 2u * (part + s)] - top);
-    for (uint i = gl_LocalInvocationIndex; i < HD; i += WG) {
-        float all = 0.0;
-        for (uint s = 0u; s < n; s++)
-            all += query[(part + s) * HD + i] * exp2(query[push.state_at + 2u * (part + s)] - top);
-        result[push.out_skip + token * push.out_stride + head * HD + i] = all / sum;
+    for (uint first = 0u; first < HD / 4u; first += WG) {
+        uint i = 4u * (first + gl_LocalInvocationIndex), count = i < HD ? 4u : 0u;
+        vec4 all = vec4(0.0);
+        for (uint s = 0u; s < n && count > 0u; s++) {
+            uint at = (part + s) * HD + i;
+            all += vec4(query[at], query[at + 1u], query[at + 2u], query[at + 3u]) *
+                   exp2(query[push.state_at + 2u * (part + s)] - top);
+        }
+        all /= sum;
+        for (uint k = 0u; k < count; k++)
+            result[push.result_skip + token * push.result_stride + head * HD + i + k] = all[k];
+#ifdef OUT
+        OUT_PUT(token, head * HD + i, all, count);
+#endif
     }
 }

@@ -8,7 +8,7 @@
 //   WG / LANES groups   -> STEP neighbouring positions each
 // Every group runs its own softmax: m the largest score so far, l the sum of the weights, o the weighted values; scores are in
 // units of log 2. Groups meet once, at the end. SG > 1: LANES of a subgroup reduce by shuffles; else through shared memory.
-// With one split in all, o / l goes to dst; else m, l and o go to the scratch, for attention_merge.comp.
+// With one split in all, o / l goes to dst, and on to OUT; else m, l and o go to the scratch, for attention_merge.comp.
 #if SG > 1
 #extension GL_KHR_shader_subgroup_shuffle : require
 #endif
@@ -28,6 +28,9 @@ shared float pool[WG * 8u];
 shared float pool[WG * (SCORES > 8u ? SCORES : 8u)];
 #endif
 shared float edges[EDGES];
+#ifdef OUT
+shared float head[HD]; // a result, to be converted
+#endif
 
 void sum_lanes(inout float s[SCORES])
 {
@@ -133,7 +136,7 @@ void attend(uint kv, uint first_head, uint n_heads, uint token, uint from, uint 
         float fade = exp2(m[h] - top);
         uint part = (token * push.n_heads + first_head + h) * push.splits + split, at = part * HD;
         if (push.splits == 1u) {
-            at = push.out_skip + token * push.out_stride + (first_head + h) * HD;
+            at = push.result_skip + token * push.result_stride + (first_head + h) * HD;
             fade /= sum;
         } else if (h < n_heads && gl_LocalInvocationIndex == 0u) {
             result[push.state_at + 2u * part] = top;
@@ -152,10 +155,24 @@ void attend(uint kv, uint first_head, uint n_heads, uint token, uint from, uint 
                 for (uint g = 0u; g < GROUPS; g++)
                     all += pool[g * LANES * 8u + k];
                 uint col = i * LANES * 8u + k;
-                if (h < n_heads && col < HD)
+                if (h < n_heads && col < HD) {
                     result[at + col] = all;
+#ifdef OUT
+                    head[col] = all;
+#endif
+                }
             }
         }
+#ifdef OUT
+        barrier();
+        for (uint first = 0u; first < HD / 4u; first += WG) {
+            uint col = 4u * (first + gl_LocalInvocationIndex), n = h < n_heads && col < HD ? 4u : 0u;
+            vec4 v = vec4(0.0);
+            for (uint k = 0u; k < n; k++)
+                v[k] = head[col + k];
+            OUT_PUT(token, (first_head + h) * HD + col, v, n);
+        }
+#endif
     }
 }
 

@@ -127,7 +127,7 @@ void attend(uint kv, uint first_head, uint n_heads, uint first_token, uint end)
     [[unroll]] for (uint j = 0u; j < TALL; j++) {
         uint r = ti + 8u * j, token = first_token + r / push.tile_heads, head = r % push.tile_heads;
         if (r < push.tile_heads * push.tile_tokens && token < end && head < n_heads) {
-            uint at = push.out_skip + token * push.out_stride + (first_head + head) * HD;
+            uint at = push.result_skip + token * push.result_stride + (first_head + head) * HD;
             [[unroll]] for (uint slab = 0u; slab < SLABS; slab++)
                 [[unroll]] for (uint k = 0u; k < 4u; k++) {
                     uint col = slab * 32u + tk + 8u * k;

@@ -1,11 +1,10 @@
 #version 450
 // SPDX-License-Identifier: MIT
 //
-// GLU: dst[t][i] = act(src0[t][i]) * src1[t][i]; ACT 0: silu(x) = x / (1 + exp(-x)), 1: gelu in its tanh form, written with
-// x/2 (1 + tanh y) = x / (1 + exp(-2 y)), which loses nothing for negative x.
-// Workgroup: LANES * 4 neighbouring values of one row. Lane: 4 of them. Defines: COUNT, LANES, ACT, OUT.
+// GLU: dst[t][i] = act(src0[t][i]) * src1[t][i].
+// Workgroup: LANES * 4 neighbouring values of one row. Lane: 4 of them. Defines: COUNT, LANES, ACT (act.glsl), OUT.
 #include "batch.glsl"
-#include "math.glsl"
+#include "act.glsl"
 #define OUT_AT 3
 #include "out.glsl"
 
@@ -13,15 +12,6 @@ layout(std430, set = 0, binding = 1) readonly buffer Gate { float gate[]; };
 layout(std430, set = 0, binding = 2) readonly buffer Up { float up[]; };
 layout(push_constant) uniform Push { uint mult, cols, gate_at, gate_stride, up_at, up_stride; OUT_PUSH; } push;
 layout(local_size_x = LANES) in;
-
-float act(float x)
-{
-#if ACT == 0
-    return x / (1.0 + exp_f32(-x));
-#else
-    return x / (1.0 + exp_f32(-1.5957691216057308 * (x + 0.044715 * x * x * x)));
-#endif
-}
 
 void main()
 {

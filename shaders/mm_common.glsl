@@ -20,6 +20,18 @@ layout(push_constant) uniform mm
     uint route_row; // this and the rest: MoE
     uint w_first, w_rows; // row of the whole matrix that the weights start with, and how many there are
     uint moe_k, moe_shared;
+#if PARTS > 1 // mat-vec: matrices that share activations; where the second's rows and results are
+    uint w_at1, ws_at1, rows1, y_at1, extra_at1;
+#endif
+#if PARTS > 2
+    uint w_at2, ws_at2, rows2, y_at2, extra_at2;
+#endif
+#if EPI == 3
+    uint base_at, base_row;
+#endif
+#if EPI
+    OUT_PUSH;
+#endif
 } p;
 
 layout(std430, binding = 0) readonly buffer mm_batch

@@ -1,10 +1,13 @@
 // SPDX-License-Identifier: MIT
 //
 // q80.glsl: a block of 32 values to Q80, as engine/base/quant.c defines it, by eight neighbouring lanes of four values each.
-// Needs f16.glsl and LANES, a multiple of 8. To be called by all lanes of the workgroup.
+// Needs f16.glsl and Q80_LANES (or LANES), the lanes of a workgroup, a multiple of 8. To be called by all of them.
 
-shared float q80_max[LANES];
-shared uint q80_codes[LANES];
+#ifndef Q80_LANES
+#define Q80_LANES LANES
+#endif
+shared float q80_max[Q80_LANES];
+shared uint q80_codes[Q80_LANES];
 
 // amax / 127, rounded to nearest even as on the host, whatever the device's division does: mantissas in integers.
 float q80_scale(float amax)

@@ -8,8 +8,9 @@
 #include <math.h>
 
 #include "dl/device.h"
+#include "vk.h"
 
-#define BUFS 8u
+#define BUFS 16u
 #define ROWS 7u /* of the views; batches are smaller */
 
 static dl_device *cpu, *gpu;
@@ -18,6 +19,8 @@ static int open_devices(void **state)
 {
     (void)state;
     setenv("DLLAMA_ALLOW_SOFTWARE_GPU", "1", 1);
+    setenv("DLLAMA_VK_TUNE", "0", 1);
+    setenv("DLLAMA_VK_VALIDATION", "1", 1); /* where the layers are installed */
     struct dl_cpu_opts ref = {.threads = 1, .isa = "ref"};
     struct dl_vulkan_opts opts = {.index = -1};
     int err = dl_vulkan_open(&opts, &gpu);
@@ -47,7 +50,11 @@ struct prog {
     struct dl_buf_desc descs[BUFS];
     uint8_t *bytes[BUFS];
     uint64_t rng;
+    double bound;        /* of F32 results; 0: 1e-11 */
+    uint32_t dispatches; /* that the GPU should need for the whole; 0: any */
 };
+
+static uint32_t n_dispatches; /* of the GPU's last run */
 
 static struct dl_view view(struct prog *p, enum dl_buf_use use, enum dl_type type, uint32_t rows, uint32_t cols)
 {
@@ -113,6 +120,11 @@ static uint8_t *run(dl_device *dev, const struct prog *p, uint32_t n_tokens, siz
     assert_int_equal(dl_prog_create(dev, p->ops, p->n_ops, bufs, p->n_bufs, &prog), 0);
     assert_int_equal(dl_device_submit(dev, prog, &args, 0, ++signal), 0);
     assert_int_equal(dl_device_wait(dev, signal, 60000000000u), 0);
+    if (dev == gpu) {
+        struct vk_recording *r;
+        assert_int_equal(vk_prog_record(vk_ctx_of(dev), (struct vk_prog *)(void *)prog, &args, &r), 0);
+        n_dispatches = r->n_dispatches;
+    }
     dl_prog_destroy(dev, &prog);
 
     uint8_t *all = dl_xcalloc(*n, 1), *at = all;
@@ -141,7 +153,7 @@ static void compare(const struct prog *p, uint32_t buf, const uint8_t *got, cons
             ref += (double)w[i] * (double)w[i];
         }
         /* What falls on a border when it is rounded may go either way. */
-        double bound = d->type == DL_F32 ? 1e-11 : 1e-6;
+        double bound = d->type != DL_F32 ? 1e-6 : p->bound > 0 ? p->bound : 1e-11;
         if (!(err <= bound * ref))
             fail_msg("%s: buffer %u (%s), row %u: NMSE %g", what, buf, dl_type_info(d->type)->name, r, err / ref);
     }
@@ -149,18 +161,33 @@ static void compare(const struct prog *p, uint32_t buf, const uint8_t *got, cons
     free(w);
 }
 
+static void compare_all(const struct prog *p, const uint8_t *got, const uint8_t *want, const char *what)
+{
+    for (uint32_t i = 0; i < p->n_bufs; i++)
+        if (p->descs[i].use != DL_BUF_WEIGHT) {
+            compare(p, i, got, want, what);
+            got += p->descs[i].bytes;
+            want += p->descs[i].bytes;
+        }
+}
+
 static void check(struct prog *p, const char *what)
 {
-    for (uint32_t n = 1; n < ROWS; n += 2) {
+    for (uint32_t n = 1; n < ROWS; n += p->dispatches ? 4 : 2) { /* kernels of matrices take longer to compile */
         size_t bytes;
-        uint8_t *got = run(gpu, p, n, &bytes), *want = run(cpu, p, n, &bytes), *g = got, *w = want;
-        for (uint32_t i = 0; i < p->n_bufs; i++)
-            if (p->descs[i].use != DL_BUF_WEIGHT) {
-                compare(p, i, g, w, what);
-                g += p->descs[i].bytes;
-                w += p->descs[i].bytes;
-            }
+        uint8_t *got = run(gpu, p, n, &bytes), *want = run(cpu, p, n, &bytes);
+        compare_all(p, got, want, what);
         free(got);
+        if (p->dispatches) {
+            if (n_dispatches != p->dispatches)
+                fail_msg("%s: %u dispatches for %u tokens, not %u", what, n_dispatches, n, p->dispatches);
+            setenv("DLLAMA_VK_VARIANT", "fuse=no", 1);
+            got = run(gpu, p, n, &bytes);
+            unsetenv("DLLAMA_VK_VARIANT");
+            compare_all(p, got, want, what);
+            assert_true(n_dispatches > p->dispatches);
+            free(got);
+        }
         free(want);
     }
     for (uint32_t i = 0; i < p->n_bufs; i++)
@@ -261,12 +288,209 @@ static void test_rope_and_stores(void **state)
             }
 }
 
+/* ---------------------------------------------------------------------------------------------------- matrices */
+
+static struct dl_op *matmul(struct prog *p, struct dl_view dst, struct dl_view x, enum dl_type type, bool bias)
+{
+    struct dl_op *o = op(p, DL_OP_MATMUL, dst, x);
+    o->src[1] = view(p, DL_BUF_WEIGHT, type, dst.cols, x.cols);
+    if (bias)
+        o->src[2] = view(p, DL_BUF_WEIGHT, DL_F32, 1, dst.cols);
+    return o;
+}
+
+static struct dl_view acts(struct prog *p, enum dl_type weights, uint32_t cols)
+{
+    bool q = weights == DL_Q40 || weights == DL_Q80;
+    return view(p, DL_BUF_ACT, q ? DL_Q80 : DL_F32, ROWS, cols);
+}
+
+static const enum dl_type weight_types[] = {DL_Q40, DL_Q80, DL_F16, DL_F32, DL_BF16};
+
+static void gate_up_glu(enum dl_type type, uint32_t in, uint32_t out, enum dl_type to, enum dl_act_fn act)
+{
+    struct prog p = {.rng = in + out, .bound = 1e-10, .dispatches = 1};
+    struct dl_view x = acts(&p, type, in), gate = view(&p, DL_BUF_ACT, DL_F32, ROWS, out),
+                   up = view(&p, DL_BUF_ACT, DL_F32, ROWS, out);
+    matmul(&p, gate, x, type, false);
+    matmul(&p, up, x, type, false);
+    struct dl_op *o = op(&p, DL_OP_GLU, view(&p, DL_BUF_ACT, to, ROWS, out), gate);
+    o->src[1] = up;
+    o->u.glu.act = act;
+    check(&p, "gate, up and glu");
+}
+
+static void q_k_v(enum dl_type type, uint32_t in, bool bias)
+{
+    struct prog p = {.rng = in, .bound = 1e-10, .dispatches = 1};
+    static const uint32_t cols[] = {96, 32, 40};
+    struct dl_view x = acts(&p, type, in), qkv = view(&p, DL_BUF_ACT, DL_F32, ROWS, 200);
+    uint32_t at = 16; /* neither at the begin nor at the end */
+    for (uint32_t i = 0; i < 3; i++) {
+        struct dl_view dst = qkv;
+        dst.cols = cols[i];
+        dst.offset = 4 * (uint64_t)at;
+        matmul(&p, dst, x, type, bias);
+        at += cols[i];
+    }
+    check(&p, "q, k and v");
+}
+
+static void to_the_wire(enum dl_type type, uint32_t in, uint32_t out, enum dl_buf_use use, enum dl_type to, bool bias)
+{
+    struct prog p = {.rng = in + 1, .bound = 1e-10, .dispatches = 1};
+    struct dl_view part = view(&p, DL_BUF_ACT, DL_F32, ROWS, out);
+    matmul(&p, part, acts(&p, type, in), type, bias);
+    struct dl_view slice = view(&p, use, to, 3 * ROWS, out);
+    slice.rows = ROWS;
+    slice.offset = ROWS * slice.row_bytes; /* the second of three */
+    op(&p, DL_OP_CONVERT, slice, part);
+    check(&p, "matrix and wire");
+}
+
+/* In place or not, the result as first or second operand. */
+static void residual(enum dl_type type, uint32_t in, uint32_t out, unsigned kind)
+{
+    struct prog p = {.rng = in + 2, .bound = 1e-10, .dispatches = 1};
+    struct dl_view part = view(&p, DL_BUF_ACT, DL_F32, ROWS, out), x = view(&p, DL_BUF_ACT, DL_F32, ROWS, out), to = x;
+    if (kind & 1)
+        to = view(&p, DL_BUF_ACT, DL_F32, ROWS, out);
+    matmul(&p, part, acts(&p, type, in), type, false);
+    struct dl_op *o = op(&p, DL_OP_ADD, to, kind & 2 ? part : x);
+    o->src[1] = kind & 2 ? x : part;
+    check(&p, "matrix and residual");
+}
+
+/* Each shape with all types of weights; other shapes each time. */
+static void matrices(uint32_t n_types)
+{
+    for (uint32_t t = 0; t < n_types; t++) {
+        enum dl_type type = weight_types[t];
+        gate_up_glu(type, 96, 160, DL_Q80, DL_ACT_SILU);
+        gate_up_glu(type, 544, 64, DL_F32, DL_ACT_GELU);
+        q_k_v(type, 64 + 32 * t, t % 2);
+        q_k_v(type, 288, t % 2 == 0);
+        to_the_wire(type, 96, 288, DL_BUF_WIRE, DL_Q80, false);
+        to_the_wire(type, 352, 64, DL_BUF_WIRE, t % 2 ? DL_F16 : DL_F32, true);
+        to_the_wire(type, 32, 96, DL_BUF_ACT, DL_Q80, false);
+        residual(type, 160, t % 2 ? 36 : 320, t);
+    }
+}
+
+static void test_matrices(void **state)
+{
+    (void)state;
+    NEED_GPU();
+    struct vk_caps *caps = &vk_ctx_of(gpu)->caps, as_it_is = *caps;
+    matrices(DL_COUNT_OF(weight_types));
+    caps->software = false; /* kernels for cards */
+    matrices(3);
+    caps->max_invocations = 128; /* not enough lanes for a block at once: several passes */
+    matrices(1);
+    caps->subgroup = 1;
+    caps->subgroup_shuffle = false;
+    matrices(1);
+    *caps = as_it_is;
+}
+
+/* Experts: gate and up of those that a token chose. */
+static void test_experts(void **state)
+{
+    (void)state;
+    NEED_GPU();
+    enum { EXPERTS = 4, K = 2, OUT = 96 };
+    for (size_t t = 0; t < 3; t++) {
+        struct prog p = {.rng = t + 3, .bound = 1e-10, .dispatches = 1};
+        struct dl_view x = acts(&p, weight_types[t], 128), route = view(&p, DL_BUF_ACT, DL_F32, ROWS, 2 * K), dst[2];
+        for (uint32_t r = 0; r < ROWS; r++)
+            for (uint32_t s = 0; s < 2 * K; s++) {
+                float v = s < K ? (float)((r * 3 + s) % EXPERTS) : 0.5f;
+                memcpy(p.bytes[route.buf] + r * route.row_bytes + s * sizeof v, &v, sizeof v);
+            }
+        for (int i = 0; i < 2; i++) {
+            dst[i] = view(&p, DL_BUF_ACT, DL_F32, K * ROWS, OUT);
+            struct dl_op *o = op(&p, DL_OP_MOE_MATMUL, dst[i], x);
+            o->src[1] = view(&p, DL_BUF_WEIGHT, weight_types[t], EXPERTS * OUT, 128);
+            o->src[2] = route;
+            o->mult = o->u.moe.k = K;
+            o->u.moe.n_experts = EXPERTS;
+            o->u.moe.shared_src = true;
+        }
+        struct dl_op *o = op(&p, DL_OP_GLU, view(&p, DL_BUF_ACT, t < 2 ? DL_Q80 : DL_F32, K * ROWS, OUT), dst[0]);
+        o->src[1] = dst[1];
+        o->mult = K;
+        check(&p, "experts");
+    }
+}
+
+static void test_matrices_apart(void **state)
+{
+    (void)state;
+    NEED_GPU();
+    for (int kind = 0; kind < 4; kind++) {
+        struct prog p = {.rng = 8, .bound = 1e-10};
+        struct dl_view x = view(&p, DL_BUF_ACT, DL_F32, ROWS, 64), a = view(&p, DL_BUF_ACT, DL_F32, ROWS, 64),
+                       b = view(&p, DL_BUF_ACT, DL_F32, ROWS, 64);
+        matmul(&p, a, x, DL_F32, false);
+        if (kind == 0) { /* into what the matrix reads */
+            op(&p, DL_OP_CONVERT, x, a);
+        } else if (kind == 1) { /* of something else */
+            op(&p, DL_OP_CONVERT, view(&p, DL_BUF_ACT, DL_Q80, ROWS, 64), b);
+        } else if (kind == 2) { /* the second matrix reads what the first made */
+            matmul(&p, b, a, DL_F32, false);
+            op(&p, DL_OP_GLU, view(&p, DL_BUF_ACT, DL_F32, ROWS, 64), a)->src[1] = b;
+        } else { /* glu in place */
+            matmul(&p, b, x, DL_F32, false);
+            op(&p, DL_OP_GLU, a, a)->src[1] = b;
+        }
+        check(&p, "matrices apart");
+    }
+}
+
+static void test_attention_converted(void **state)
+{
+    (void)state;
+    NEED_GPU();
+    static const struct {
+        enum dl_type kv, to;
+        uint32_t head_dim;
+    } kinds[] = {
+        {DL_F16, DL_Q80, 64}, {DL_F32, DL_Q80, 128}, {DL_Q80, DL_Q80, 96}, {DL_F16, DL_F16, 24}, {DL_F16, DL_Q80, 24}};
+    enum { Q = 8, KV = 2 };
+    struct vk_caps *caps = &vk_ctx_of(gpu)->caps, as_it_is = *caps;
+    for (int card = 0; card < 2; card++) {
+        caps->software = !card;
+        for (size_t k = 0; k < DL_COUNT_OF(kinds); k++) {
+            uint32_t hd = kinds[k].head_dim;
+            struct prog p = {.rng = k + 1, .bound = 1e-9};
+            p.dispatches = kinds[k].to == DL_Q80 && hd % DL_BLOCK ? 0 : 1;
+            struct dl_view q = view(&p, DL_BUF_ACT, DL_F32, ROWS, Q * hd),
+                           out = view(&p, DL_BUF_ACT, DL_F32, ROWS, Q * hd);
+            struct dl_op *o = op(&p, DL_OP_ATTENTION, out, q);
+            for (int i = 1; i < 3; i++)
+                o->src[i] = view(&p, DL_BUF_KV, kinds[k].kv, 3 * KV * DL_KV_BLOCK, hd);
+            o->u.attn.n_heads = Q;
+            o->u.attn.n_kv_heads = KV;
+            o->u.attn.head_dim = hd;
+            o->u.attn.group = Q / KV;
+            o->u.attn.scale = 0.2f;
+            op(&p, DL_OP_CONVERT, view(&p, DL_BUF_ACT, kinds[k].to, ROWS, Q * hd), out);
+            check(&p, "attention and conversion");
+        }
+    }
+    *caps = as_it_is;
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_sum_and_norms),
         cmocka_unit_test(test_not_together),
         cmocka_unit_test(test_rope_and_stores),
+        cmocka_unit_test(test_matrices),
+        cmocka_unit_test(test_experts),
+        cmocka_unit_test(test_matrices_apart),
+        cmocka_unit_test(test_attention_converted),
     };
     return cmocka_run_group_tests(tests, open_devices, close_devices);
 }

@@ -101,6 +101,7 @@ static void stage_init(struct stage *s, const struct vk_caps *caps)
     c->storage_range = c->max_alloc = (uint64_t)1 << 27;
     c->offset_align = 64;
     c->push_bytes = 128;
+    c->max_binds = VK_BINDS;
     for (int i = 0; i < 3; i++) {
         c->max_groups[i] = 65535;
         c->max_local[i] = DL_MIN(c->max_invocations, i == 2 ? 64u : UINT32_MAX);
@@ -172,7 +173,8 @@ static void compile(struct seen *seen, const struct vk_dispatch *d)
     vk_spirv_finish(&spirv);
 }
 
-/* Lowers ops for batches of several sizes, and compiles what comes out. `taken`: how many ops one kernel does. */
+/* Lowers ops for batches of several sizes, and compiles what comes out. `taken`: how many ops one kernel does; 0: all of them for
+ * up to 8 tokens, beyond that it depends on the device. */
 static void lower(struct stage *s, struct seen *seen, struct dl_op *ops, uint32_t n, int taken)
 {
     static const uint32_t tokens[] = {1, 8, 64};
@@ -188,7 +190,11 @@ static void lower(struct stage *s, struct seen *seen, struct dl_op *ops, uint32_
                                .n_tokens = tokens[t],
                                .n_out = tokens[t],
                                .max_positions = 4096};
-        assert_int_equal(vk_lower_ops(l, ops, n), taken);
+        int took = vk_lower_ops(l, ops, n);
+        if (took != (taken ? taken : tokens[t] <= 8 ? (int)n : took))
+            fail_msg("%s: %s of %u tokens and what follows: %d ops of %u taken", s->ctx.label, ops[0].name, tokens[t],
+                     took, n);
+        assert_true(took > 0);
         for (size_t i = 0; i < l->n; i++) {
             const struct vk_dispatch *d = &l->out[i];
             assert_true(d->n_binds > 0 && d->n_binds <= VK_BINDS && d->n_push <= VK_PUSH_WORDS);
@@ -345,6 +351,61 @@ static void matrices(struct stage *s, struct seen *seen)
                 }
 }
 
+/* Matrices with what they take along. */
+static void fused(struct stage *s, struct seen *seen)
+{
+    static const enum dl_type to[] = {DL_F32, DL_F16, DL_Q80};
+    enum { IN = 96, OUT = 64 };
+    for (int type = 0; type < DL_TYPE_COUNT; type++)
+        for (uint32_t kind = 0; kind < 8; kind++) {
+            enum dl_type w = (enum dl_type)type, x = w == DL_Q40 || w == DL_Q80 ? DL_Q80 : DL_F32;
+            bool moe = kind == 1;
+            struct dl_op ops[3] = {op_of(moe ? DL_OP_MOE_MATMUL : DL_OP_MATMUL)};
+            struct dl_view src = view(s, DL_BUF_ACT, x, ROWS, IN), dst[2];
+            uint32_t k = moe ? 2 : 1, n = kind < 4 ? 3 : 2;
+            ops[0].src[0] = src;
+            ops[0].mult = ops[0].u.moe.k = k;
+            ops[0].u.moe.n_experts = moe ? 4 : 0;
+            ops[0].u.moe.shared_src = moe;
+            if (moe)
+                ops[0].src[2] = view(s, DL_BUF_ACT, DL_F32, ROWS, 4);
+            ops[1] = ops[2] = ops[0];
+            for (int i = 0; i < 2; i++)
+                dst[i] = view(s, DL_BUF_ACT, DL_F32, ROWS * k, kind == 2 || kind == 3 ? 3 * OUT : OUT);
+            struct dl_view weights = view(s, DL_BUF_WEIGHT, w, OUT * (moe ? 4 : 1), IN);
+            for (uint32_t i = 0; i < 3; i++)
+                ops[i].src[1] = weights;
+            ops[0].dst = dst[0];
+            if (kind < 2) { /* gate, up, glu */
+                ops[1].dst = dst[1];
+                ops[2] = op_of(DL_OP_GLU);
+                ops[2].mult = k;
+                ops[2].dst = view(s, DL_BUF_ACT, type % 2 ? DL_F32 : DL_Q80, ROWS * k, OUT);
+                ops[2].src[0] = dst[0];
+                ops[2].src[1] = dst[1];
+                ops[2].u.glu.act = type % 3 ? DL_ACT_GELU : DL_ACT_SILU;
+            } else if (kind < 4) { /* q, k, v */
+                struct dl_view bias = view(s, DL_BUF_WEIGHT, DL_F32, 1, OUT);
+                for (uint32_t i = 0; i < 3; i++) {
+                    ops[i].dst = dst[0];
+                    ops[i].dst.cols = OUT;
+                    ops[i].dst.offset = 4 * OUT * i;
+                    if (kind == 3)
+                        ops[i].src[2] = bias;
+                }
+            } else if (kind < 7) { /* for the wire, or the next matrix */
+                ops[1] = op_of(DL_OP_CONVERT);
+                ops[1].dst = view(s, type % 2 ? DL_BUF_WIRE : DL_BUF_ACT, to[kind - 4], ROWS, OUT);
+                ops[1].src[0] = dst[0];
+            } else { /* the residual */
+                ops[1] = op_of(DL_OP_ADD);
+                ops[1].dst = ops[1].src[0] = dst[1];
+                ops[1].src[1] = dst[0];
+            }
+            lower(s, seen, ops, n, 0);
+        }
+}
+
 static void attentions(struct stage *s, struct seen *seen)
 {
     static const enum dl_type types[] = {DL_F32, DL_F16, DL_Q80};
@@ -362,7 +423,15 @@ static void attentions(struct stage *s, struct seen *seen)
                 op.src[0] = view(s, DL_BUF_ACT, DL_F32, ROWS, dims[d] * 2 * groups[g]);
                 op.src[1] = view(s, DL_BUF_KV, types[t], 2 * DL_KV_BLOCK * 128, dims[d]);
                 op.src[2] = view(s, DL_BUF_KV, types[t], 2 * DL_KV_BLOCK * 128, dims[d]);
-                lower(s, seen, &op, 1, 1);
+                struct dl_op ops[2] = {op, op_of(DL_OP_CONVERT)};
+                ops[1].src[0] = op.dst;
+                ops[1].dst = view(s, DL_BUF_ACT, DL_Q80, ROWS, op.dst.cols);
+                uint32_t n_bufs = s->n_bufs;
+                lower(s, seen, ops, 1, 1);
+                s->n_bufs = n_bufs;
+                if (groups[g] == 4)
+                    lower(s, seen, ops, 2, 0);
+                s->n_bufs = 0;
             }
 }
 
@@ -397,6 +466,8 @@ static void test_every_kernel(void **state)
         for (unsigned choice = 0; choice < 10; choice++) {
             force(choice);
             matrices(s, &seen);
+            if (choice % 3 == 0)
+                fused(s, &seen);
             attentions(s, &seen);
         }
         vk_tune_close(&s->ctx); /* lowering made it */

@@ -91,6 +91,8 @@ static void get_properties(VkPhysicalDevice phys, const struct extensions *e, st
     c->shared_bytes = l->maxComputeSharedMemorySize;
     c->max_invocations = l->maxComputeWorkGroupInvocations;
     c->push_bytes = l->maxPushConstantsSize;
+    c->max_binds = DL_MIN(DL_MIN(l->maxPerStageDescriptorStorageBuffers, l->maxDescriptorSetStorageBuffers),
+                          l->maxPerStageResources);
     memcpy(c->max_groups, l->maxComputeWorkGroupCount, sizeof c->max_groups);
     memcpy(c->max_local, l->maxComputeWorkGroupSize, sizeof c->max_local);
 

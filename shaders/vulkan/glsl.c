@@ -121,7 +121,8 @@ static int add_defines(struct text *t, const char *defines)
 
 static int add_file(struct text *t, const char *name, const char *defines);
 
-/* `#include "x.glsl"`: pasted the first time, nothing after that. Includes stand at the top level, not inside of #if. */
+/* `#include "x.glsl"`: pasted the first time, nothing after that. Includes stand at the top level; inside of #if only
+ * where nothing else includes the file. */
 static int include(struct text *t, const char *line, size_t n, uint32_t from, uint32_t line_no)
 {
     char name[sizeof t->file[0]];

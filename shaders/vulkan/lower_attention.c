@@ -2,9 +2,10 @@
  *
  * lower_attention.c: ATTENTION as dispatches. A few tokens: attention_split, over (KV head, split of the context, token), and
  * attention_merge where there is more than one split. Many tokens: attention_tile takes those that share a sequence with their
- * neighbours, attention_split the others; which is which is read from the batch, by both alike.
+ * neighbours, attention_split the others; which is which is read from the batch, by both alike. Where no tile takes part, the kernel
+ * that makes results final also does the CONVERT that follows.
  */
-#include "lower.h"
+#include "kernels.h"
 
 #include <stdio.h>
 #include <stdlib.h>
@@ -148,6 +149,7 @@ struct call {
     struct vk_lower *l;
     const struct dl_op *op;
     const struct geometry *g;
+    const struct dl_op *convert; /* that follows and is taken along, or NULL */
     struct vk_dispatch *d;
 };
 
@@ -203,7 +205,28 @@ static int start(struct call *c, const char *shader, bool from_parts, bool to_pa
     for (size_t i = 0; i < DL_COUNT_OF(more); i++)
         vk_push(d, more[i]);
     vk_define(d, "HD", g->shape.head_dim);
-    return 0;
+    if (c->convert && !to_parts) {
+        vk_define(d, "OUT", (uint32_t)vk_form_of(l, &c->convert->dst));
+        err = vk_bind_out(l, d, &c->convert->dst, l->n_tokens);
+    }
+    return err;
+}
+
+/* The results' values for the next matrix. A lane has four neighbouring values, and eight of them a block of the same head. */
+static const struct dl_op *convert_of(const struct vk_lower *l, const struct dl_op *ops, uint32_t n,
+                                      const struct geometry *g)
+{
+    static const char *const names[] = {"yes", "no"};
+    if (n < 2 || ops[1].code != DL_OP_CONVERT || g->tile.tall || vk_tune_forced("fuse", names, 2) == 1)
+        return NULL;
+    const struct dl_view *from = &ops[1].src[0], *to = &ops[1].dst, *dst = &ops[0].dst;
+    bool same = from->buf == dst->buf && from->offset == dst->offset && from->row_bytes == dst->row_bytes &&
+                from->cols == dst->cols;
+    const bool blocks = to->type != DL_Q80 || g->shape.head_dim % DL_BLOCK == 0;
+    return same && blocks && ops[0].count == ops[1].count && ops[1].mult == 1 && to->buf != dst->buf &&
+                   to->buf != ops[0].src[0].buf && l->ctx->caps.max_binds >= VK_BINDS
+               ? &ops[1]
+               : NULL;
 }
 
 static uint64_t work(const struct vk_lower *l, const struct dl_op *op)
@@ -298,12 +321,12 @@ static int choose(struct vk_lower *l, const struct dl_op *op, struct geometry *g
 
 int vk_lower_attention(struct vk_lower *l, const struct dl_op *ops, uint32_t n)
 {
-    (void)n;
     struct geometry g = {0};
     struct call c = {.l = l, .op = ops, .g = &g};
     int err = choose(l, ops, &g);
     if (err)
         return err;
+    c.convert = convert_of(l, ops, n, &g);
     const uint32_t *limit = l->ctx->caps.max_groups;
     uint64_t wide = (uint64_t)ops->u.attn.n_kv_heads * g.shape.most_heads;
     if (wide > limit[0] || l->n_tokens > limit[1] || l->n_tokens > limit[2] || g.splits > limit[1])
@@ -313,5 +336,5 @@ int vk_lower_attention(struct vk_lower *l, const struct dl_op *ops, uint32_t n)
         err = lower_tile(&c);
     if (!err)
         err = lower_split(&c);
-    return err ? err : 1;
+    return err ? err : c.convert ? 2 : 1;
 }

@@ -4,14 +4,14 @@
  * mat-vecs of 8 columns side by side where the device is better at that. MoE: a mat-vec per (token, slot).
  *
  * Weights larger than a descriptor are taken a chunk of rows after the other, grids larger than a dispatch a run of rows or tokens
- * after the other.
+ * after the other. What fits one dispatch of a mat-vec may take neighbours along (lower_fused.c).
  */
 #include "lower_matmul.h"
 
 #include <stdio.h>
 #include <string.h>
 
-#include "lower.h"
+#include "kernels.h"
 #include "tune.h"
 
 #define VEC_COLS 8u /* the most columns of a mat-vec */
@@ -44,6 +44,7 @@ struct call {
     struct vk_lower *l;
     const struct dl_op *op;
     const struct vk_mm_variant *v;
+    struct vk_mm_fused f; /* one op where nothing is taken along */
     bool moe;
     uint32_t cols;            /* mat-vec: COLS */
     uint32_t token, n_tokens; /* of the batch, that this dispatch computes */
@@ -73,36 +74,44 @@ static void define_all(const struct call *c, struct vk_dispatch *d)
         vk_define(d, quantised(type) ? "KB" : "BK", v->step);
     } else {
         vk_define(d, "COLS", c->cols);
-        vk_define(d, "ROWS", v->rows);
-        vk_define(d, "WG", v->threads);
+        vk_define(d, "ROWS", c->f.rows);
+        vk_define(d, "WG", c->f.threads);
         vk_define(d, "LPR", v->lanes);
         vk_define(d, "SG", v->subgroup);
         vk_define(d, "MOE", c->moe);
+        vk_define(d, "PARTS", c->f.n_parts);
+        vk_define(d, "PASSES", c->f.passes);
+        vk_define(d, "EPI", (uint32_t)c->f.kind);
     }
+    if (c->f.kind)
+        vk_define(d, "OUT", (uint32_t)vk_form_of(c->l, &c->f.after->dst));
+    if (c->f.kind == VK_MM_GLU)
+        vk_define(d, "ACT", c->f.after->u.glu.act == DL_ACT_GELU);
     if (quantised(type))
         vk_define(d, "DOT", (uint32_t)v->dot);
     vk_define(d, "BIAS", !c->moe && c->op->src[2].buf != DL_NO_BUF);
     vk_define(d, "HALF_HW", v->half_hw);
 }
 
-/* The weights of this dispatch: codes and scales, or plain. Pushes where they start and how long rows are. */
-static int bind_weights(const struct call *c, struct vk_dispatch *d)
+/* Where rows of weights start in their bindings and how long they are: codes and scales, or plain. */
+struct weights {
+    uint32_t at[2], row[2];
+};
+
+static int bind_weights(const struct call *c, struct vk_dispatch *d, const struct dl_view *w, uint32_t first,
+                        uint32_t rows, struct weights *out)
 {
     static const uint32_t unit[2] = {16, 4};
-    const struct dl_view *w = &c->op->src[1];
     const struct vk_buf *b = c->l->bufs[w->buf];
-    uint32_t n_planes = quantised(w->type) ? 2 : 1, at[2] = {0}, row[2] = {0};
+    uint32_t n_planes = quantised(w->type) ? 2 : 1;
+    *out = (struct weights){0};
     for (uint32_t p = 0; p < n_planes; p++) {
         uint32_t skip;
-        int err = vk_bind_rows(c->l, d, b, p, vk_view_row(c->l, w) + c->row, c->n_rows, &skip);
+        int err = vk_bind_rows(c->l, d, b, p, vk_view_row(c->l, w) + first, rows, &skip);
         if (err)
             return err;
-        at[p] = skip / unit[p];
-        row[p] = (uint32_t)(b->plane_row[p] / unit[p]);
-    }
-    for (uint32_t p = 0; p < 2; p++) {
-        vk_push(d, at[p]);
-        vk_push(d, row[p]);
+        out->at[p] = skip / unit[p];
+        out->row[p] = (uint32_t)(b->plane_row[p] / unit[p]);
     }
     return 0;
 }
@@ -127,6 +136,88 @@ static int bind_activations(const struct call *c, struct vk_dispatch *d)
     return err;
 }
 
+/* Results in F32: of all matrices where they share a buffer (kernels for GLU bind the second's by itself). */
+static struct dl_view results(const struct call *c)
+{
+    struct dl_view y = tokens_of(c, &c->op->dst, c->moe ? c->op->u.moe.k : 1);
+    if (c->f.kind == VK_MM_GLU || c->f.n_parts == 1) {
+        if (!c->moe) {
+            y.offset += (uint64_t)c->row * sizeof(float);
+            y.cols = c->n_rows;
+        }
+        return y;
+    }
+    uint64_t from = UINT64_MAX, to = 0;
+    for (uint32_t i = 0; i < c->f.n_parts; i++) {
+        const struct dl_view *v = &c->f.part[i]->dst;
+        from = DL_MIN(from, v->offset);
+        to = DL_MAX(to, v->offset + v->cols * sizeof(float));
+    }
+    y.offset = from;
+    y.cols = (uint32_t)((to - from) / sizeof(float));
+    return y;
+}
+
+/* Matrices behind the first: where each one's rows and results are. In the order of mm_common.glsl. */
+static int bind_parts(const struct call *c, struct vk_dispatch *d, const struct dl_view *y, const struct vk_bound *to)
+{
+    const bool bias = !c->moe && c->op->src[2].buf != DL_NO_BUF;
+    uint32_t words[VK_MM_PARTS][5] = {0};
+    for (uint32_t i = 1; i < c->f.n_parts; i++) {
+        const struct dl_op *op = c->f.part[i];
+        struct weights w;
+        struct vk_bound extra = {0};
+        int err = bind_weights(c, d, &op->src[1], 0, op->src[1].rows, &w);
+        if (!err && bias)
+            err = vk_bind_view(c->l, d, &op->src[2], 1, 1, &extra);
+        if (err)
+            return err;
+        const uint32_t all[5] = {w.at[0], w.at[1], op->dst.cols,
+                                 to->at[0] + (uint32_t)((op->dst.offset - y->offset) / sizeof(float)), extra.at[0]};
+        memcpy(words[i], all, sizeof all);
+    }
+    if (c->f.kind == VK_MM_GLU) {
+        struct dl_view up = tokens_of(c, &c->f.part[1]->dst, c->moe ? c->op->u.moe.k : 1);
+        struct vk_bound b;
+        int err = vk_bind_view(c->l, d, &up, up.rows, 1, &b);
+        if (err)
+            return err;
+        words[1][3] = b.at[0];
+    }
+    for (uint32_t i = 1; i < c->f.n_parts; i++)
+        for (uint32_t k = 0; k < DL_COUNT_OF(words[i]); k++)
+            vk_push(d, words[i][k]);
+    return 0;
+}
+
+static int bind_after(const struct call *c, struct vk_dispatch *d)
+{
+    if (!c->f.after)
+        return 0;
+    int err = 0;
+    struct dl_view out = tokens_of(c, &c->f.after->dst, c->moe ? c->op->u.moe.k : 1);
+    if (c->f.kind == VK_MM_ADD) {
+        struct dl_view base = tokens_of(c, c->f.base, 1);
+        err = vk_bind_in(c->l, d, &base, base.rows);
+    }
+    return err ? err : vk_bind_out(c->l, d, &out, out.rows);
+}
+
+/* Rows of weights that a workgroup has. */
+static uint32_t span(const struct call *c)
+{
+    return c->v->tile ? c->v->bm : c->f.threads / c->v->lanes * c->f.own * c->f.passes;
+}
+
+/* Workgroups for rows of the first matrix, and for all of those beside it. */
+static uint32_t row_groups(const struct call *c, uint32_t rows)
+{
+    uint32_t groups = (uint32_t)dl_div_up(rows, span(c));
+    for (uint32_t i = 1; c->f.kind != VK_MM_GLU && i < c->f.n_parts; i++)
+        groups += (uint32_t)dl_div_up(c->f.part[i]->dst.cols, span(c));
+    return groups;
+}
+
 /* The order of binds and of push words is mm_common.glsl's. */
 static int dispatch(const struct call *c)
 {
@@ -142,16 +233,18 @@ static int dispatch(const struct call *c)
     define_all(c, d);
     vk_push(d, q ? in / DL_BLOCK : in);
     vk_push(d, rows);
+    struct weights w;
     int err = vk_bind_batch(c->l, d);
     if (!err)
-        err = bind_weights(c, d);
-    if (!err)
-        err = bind_activations(c, d);
-    struct dl_view y = tokens_of(c, &op->dst, slots);
-    if (!c->moe) {
-        y.offset += (uint64_t)c->row * sizeof(float);
-        y.cols = c->n_rows;
+        err = bind_weights(c, d, &op->src[1], c->row, c->n_rows, &w);
+    if (err)
+        return err;
+    for (uint32_t p = 0; p < 2; p++) {
+        vk_push(d, w.at[p]);
+        vk_push(d, w.row[p]);
     }
+    err = bind_activations(c, d);
+    struct dl_view y = results(c);
     struct vk_bound to = {0}, extra = {0};
     if (!err)
         err = vk_bind_view(c->l, d, &y, y.rows, 1, &to);
@@ -167,7 +260,8 @@ static int dispatch(const struct call *c)
     }
     if (err)
         return err;
-    vk_push(d, to.at[0]);
+    const bool beside = c->f.n_parts > 1 && c->f.kind != VK_MM_GLU;
+    vk_push(d, to.at[0] + (beside ? (uint32_t)((op->dst.offset - y.offset) / sizeof(float)) : 0));
     vk_push(d, to.stride);
     vk_push(d, extra.at[0]);
     vk_push(d, op->count == DL_COUNT_OUT);
@@ -177,12 +271,16 @@ static int dispatch(const struct call *c)
     vk_push(d, c->n_rows);
     vk_push(d, slots);
     vk_push(d, c->moe && op->u.moe.shared_src);
-    const uint32_t group_rows = v->tile ? v->bm : v->threads / v->lanes * v->rows;
+    err = bind_parts(c, d, &y, &to);
+    if (!err)
+        err = bind_after(c, d);
     const uint32_t group_cols = c->moe ? 1 : v->tile ? v->bn : c->cols;
-    d->groups[0] = (uint32_t)dl_div_up(rows, group_rows);
+    d->groups[0] = row_groups(c, rows);
     d->groups[1] = (uint32_t)dl_div_up((uint64_t)c->n_tokens * slots, group_cols);
     d->work = (uint64_t)c->n_tokens * slots * rows * in;
-    return 0;
+    for (uint32_t i = 1; i < c->f.n_parts; i++)
+        d->work += (uint64_t)c->n_tokens * slots * c->f.part[i]->dst.cols * in;
+    return err;
 }
 
 /* ---------------------------------------------------------------------------------------------- what fits in one */
@@ -201,7 +299,7 @@ static int dispatches(struct call *c)
     if (!w)
         return dl_fail(DL_EINVAL, "%s: %s: its weights are not on this node", l->ctx->label, op->name);
     const uint32_t slots = c->moe ? op->u.moe.k : 1, group_cols = c->moe ? 1 : c->v->tile ? c->v->bn : c->cols;
-    const uint32_t group_rows = c->v->tile ? c->v->bm : c->v->threads / c->v->lanes * c->v->rows;
+    const uint32_t group_rows = span(c);
     const uint32_t all = DL_MIN(vk_rows(l, op), op->dst.rows) / slots, first = vk_view_row(l, &op->src[1]);
     const uint32_t tokens = least(all, (uint64_t)caps->max_groups[1] * group_cols / slots);
     if (!tokens)
@@ -233,9 +331,36 @@ static int choose(struct vk_lower *l, const struct dl_op *op, const char *kernel
     return vk_tune_pick(l, word, op, names, n);
 }
 
+/* Whether all rows of a matrix can be bound at once, and there are few enough. */
+static bool whole(const struct call *c, const struct dl_view *w)
+{
+    const struct vk_buf *b = c->l->bufs[w->buf];
+    return b && vk_view_row(c->l, w) % b->chunk_rows + w->rows <= b->chunk_rows;
+}
+
+/* What of the neighbours this dispatch takes, where it is one dispatch. */
+static void take_along(struct call *c, const struct dl_op *ops, uint32_t n)
+{
+    const struct vk_caps *caps = &c->l->ctx->caps;
+    const uint32_t slots = c->moe ? ops->u.moe.k : 1, rows = DL_MIN(vk_rows(c->l, ops), ops->dst.rows);
+    const uint32_t planes = quantised(ops->src[1].type) ? 2 : 1;
+    static const char *const names[] = {"yes", "no"};
+    c->f = vk_mm_match(ops, c->v->tile ? 1 : n);
+    bool fits = c->f.n_ops > 1 && vk_mm_fit(caps, c->v, c->cols, &c->f);
+    for (uint32_t i = 0; fits && i < c->f.n_parts; i++)
+        fits = whole(c, &c->f.part[i]->src[1]);
+    /* Batch, activations, results, bias or route; the second GLU result or the residual; what is converted. */
+    const uint32_t binds = 1u + (planes == 2 ? 3u : 1u) + 1u + c->f.n_parts * (planes + 1) + (c->f.kind ? 4u : 0u);
+    fits = fits && binds <= DL_MIN(caps->max_binds, VK_BINDS) && row_groups(c, ops->dst.cols) <= caps->max_groups[0] &&
+           dl_div_up(rows, c->moe ? 1 : c->cols) <= caps->max_groups[1] && slots <= rows;
+    if (fits && vk_tune_forced("fuse", names, 2) != 1)
+        return;
+    c->f = vk_mm_match(ops, 1);
+    (void)vk_mm_fit(caps, c->v, c->cols, &c->f);
+}
+
 int vk_lower_matmul(struct vk_lower *l, const struct dl_op *ops, uint32_t n)
 {
-    (void)n;
     const struct vk_caps *caps = &l->ctx->caps;
     const struct dl_view *w = &ops->src[1];
     const uint32_t tokens = DL_MIN(vk_rows(l, ops), ops->dst.rows);
@@ -250,13 +375,13 @@ int vk_lower_matmul(struct vk_lower *l, const struct dl_op *ops, uint32_t n)
     if (at < 0)
         return at;
     c.v = &all[at];
+    take_along(&c, ops, n);
     int err = dispatches(&c);
-    return err ? err : 1;
+    return err ? err : (int)c.f.n_ops;
 }
 
 int vk_lower_moe_matmul(struct vk_lower *l, const struct dl_op *ops, uint32_t n)
 {
-    (void)n;
     struct vk_mm_variant all[VK_MM_VARIANTS];
     struct call c = {.l = l, .op = ops, .moe = true, .cols = 1};
     uint32_t n_all = vk_mm_vec_variants(&l->ctx->caps, ops->src[1].type, ops->src[1].cols, 1, all);
@@ -264,6 +389,7 @@ int vk_lower_moe_matmul(struct vk_lower *l, const struct dl_op *ops, uint32_t n)
     if (at < 0)
         return at;
     c.v = &all[at];
+    take_along(&c, ops, n);
     int err = dispatches(&c);
-    return err ? err : 1;
+    return err ? err : (int)c.f.n_ops;
 }

@@ -22,6 +22,28 @@ struct vk_mm_variant {
 
 #define VK_MM_VARIANTS 8u
 
+/* What a mat-vec takes along, as mm_epilogue.glsl numbers it. */
+enum vk_mm_after { VK_MM_NONE, VK_MM_CONVERT, VK_MM_GLU, VK_MM_ADD };
+
+#define VK_MM_PARTS 3u
+
+/* Neighbouring ops that one kernel can do, and how it is cut then. */
+struct vk_mm_fused {
+    const struct dl_op *part[VK_MM_PARTS]; /* matrices with the same activations */
+    uint32_t n_parts, n_ops;               /* n_ops: all that is taken */
+    enum vk_mm_after kind;
+    const struct dl_op *after;           /* NULL: several matrices and nothing behind them */
+    const struct dl_view *base;          /* ADD: what the result is added to */
+    uint32_t rows, own, threads, passes; /* ROWS, of which `own` of each matrix, WG, PASSES */
+};
+
+/* The matrix ops[0] and what of its neighbours may join it: the result is that of the ops one after the other, also in the buffers
+ * between them. n_ops == 1: nothing. Pure. */
+struct vk_mm_fused vk_mm_match(const struct dl_op *ops, uint32_t n);
+
+/* Fits a variant's shape to `f` for mat-vecs of `cols` columns: whole blocks per workgroup. False where the device has too little for it. */
+bool vk_mm_fit(const struct vk_caps *caps, const struct vk_mm_variant *v, uint32_t cols, struct vk_mm_fused *f);
+
 /* Candidates for weights of a type and rows of n_in values, for up to n_tokens activation rows: different ones, best guess first,
  * the last one needs nothing optional. Returns how many. */
 uint32_t vk_mm_vec_variants(const struct vk_caps *caps, enum dl_type type, uint32_t n_in, uint32_t n_tokens,

@@ -110,8 +110,7 @@ int vk_lower_rms_norm(struct vk_lower *l, const struct dl_op *ops, uint32_t n)
 static bool norm_of(const struct dl_op *sum, const struct dl_op *norm)
 {
     return norm->code == DL_OP_RMS_NORM && norm->count == sum->count && norm->mult == sum->mult &&
-           same_view(&norm->src[0], &sum->dst) && norm->u.norm.group == sum->dst.cols &&
-           norm->dst.buf != sum->dst.buf;
+           same_view(&norm->src[0], &sum->dst) && norm->u.norm.group == sum->dst.cols && norm->dst.buf != sum->dst.buf;
 }
 
 static bool alike(const struct dl_op *a, const struct dl_op *b)

@@ -26,7 +26,8 @@ struct vk_trial {
 };
 
 /* Everything but fence and program. */
-int vk_trial_fill(struct vk_trial *t, const struct vk_lower *l, const struct dl_op *op, bool check, uint64_t most_bytes);
+int vk_trial_fill(struct vk_trial *t, const struct vk_lower *l, const struct dl_op *op, bool check,
+                  uint64_t most_bytes);
 
 /* After a run. */
 int vk_trial_compare(struct vk_trial *t, double *nmse);

@@ -159,6 +159,15 @@ static const char *forced(const char *kernel, size_t *n)
     return NULL;
 }
 
+int vk_tune_forced(const char *kernel, const char *const *names, uint32_t n)
+{
+    size_t length;
+    const char *name = forced(kernel, &length);
+    if (!name)
+        return -1;
+    return *name == '#' ? (int)DL_MIN(strtoul(name + 1, NULL, 10), n - 1) : index_of(name, length, names, n);
+}
+
 /* ----------------------------------------------------------------------------------------------- what is found out */
 
 static uint32_t rows(const struct vk_lower *l, const struct dl_op *op)
@@ -312,16 +321,12 @@ static int measure(struct vk_lower *l, const char *kernel, const struct dl_op *o
 int vk_tune_pick(struct vk_lower *l, const char *kernel, const struct dl_op *op, const char *const *names, uint32_t n)
 {
     struct vk_tune *t = tune_of(l->ctx);
-    size_t length;
     if (t->kernel && !strcmp(t->kernel, kernel)) {
         int i = index_of(t->name, strlen(t->name), names, n);
         t->met = t->met || i >= 0;
         return DL_MAX(i, 0);
     }
-    const char *name = forced(kernel, &length);
-    int i = name && *name == '#' ? (int)DL_MIN(strtoul(name + 1, NULL, 10), n - 1)
-            : name               ? index_of(name, length, names, n)
-                                 : -1;
+    int i = vk_tune_forced(kernel, names, n);
     if (i >= 0)
         return i;
     if (!t->budget_ns || !vk_trial_knows(op))

@@ -17,6 +17,9 @@
  * DL_EUNSUP (logged) where all are wrong. */
 int vk_tune_pick(struct vk_lower *l, const char *kernel, const struct dl_op *op, const char *const *names, uint32_t n);
 
+/* The index that DLLAMA_VK_VARIANT forces, or -1: for choices that are not measured. */
+int vk_tune_forced(const char *kernel, const char *const *names, uint32_t n);
+
 /* Frees what the choices are kept in; accepts a context that never made one. */
 void vk_tune_close(struct vk_ctx *c);
 

@@ -41,7 +41,8 @@ struct vk_caps {
     uint32_t max_local[3];    /* workgroup size per axis */
     uint32_t max_invocations; /* per workgroup */
     uint32_t push_bytes;
-    uint32_t subgroup; /* size that we compile for; 1: treat as having no subgroup operations */
+    uint32_t max_binds; /* storage buffers of a kernel */
+    uint32_t subgroup;  /* size that we compile for; 1: treat as having no subgroup operations */
     uint32_t subgroup_min, subgroup_max;
     bool subgroup_arith, subgroup_shuffle; /* arithmetic, shuffles (xor included), in compute shaders */
     bool
@@ -67,7 +68,7 @@ struct vk_ctx {
     struct VolkDeviceTable vk; /* every device call goes through it: tests replace entries to make calls fail */
     VkQueue queue;
     uint64_t lose_after, n_runs; /* $DLLAMA_VK_LOSE_AFTER, for tests: this many programs run, then the device is lost */
-    pthread_mutex_t queue_lock; /* the queue is used by the engine thread and, without timelines, by a driver thread */
+    pthread_mutex_t queue_lock;  /* the queue is used by the engine thread and, without timelines, by a driver thread */
     uint32_t family;
     VkPhysicalDeviceMemoryProperties mem;
     VkCommandPool commands; /* the engine thread's: staging and recordings */
@@ -175,7 +176,7 @@ uint64_t vk_memory_free(struct vk_ctx *c);
 
 /* ------------------------------------------------------------------------------------------------- dispatches */
 
-#define VK_BINDS 10u
+#define VK_BINDS 16u
 #define VK_PUSH_WORDS 32u /* 128 bytes: what every device has */
 
 struct vk_bind {
@@ -254,7 +255,8 @@ struct vk_recording {
     VkDescriptorPool descriptors;
     uint32_t n_dispatches, n_barriers;
     uint32_t in_flight; /* kept by device.c */
-    bool has_run; /* the first run also pays for what the driver does late (a software one compiles): that it was slow tells nothing */
+    bool
+        has_run; /* the first run also pays for what the driver does late (a software one compiles): that it was slow tells nothing */
 };
 
 int vk_prog_create(struct vk_ctx *c, const struct dl_op *ops, uint32_t n_ops, dl_buf *const *bufs, uint32_t n_bufs,
