@@ -92,8 +92,13 @@ int cli_key(const struct cli_opts *o, struct dl_key *key, bool *has);
 #define CLI_ABOUT 192
 void cli_tcp_opts(const struct cli_opts *o, const struct dl_key *key, const dl_device *dev, char about[CLI_ABOUT],
                   struct dl_tcp_opts *out);
-/* The root's connection to all workers. Each that fails is named in the log, with the reason and the way out. */
-int cli_connect(const struct cli_opts *o, const struct cli_workers *w, const dl_device *dev, dl_transport **out);
+/* The root's way to its workers, for dl_engine_opts.cluster, and a watch on those that are missing. Ctrl-C ends its waiting. `w` outlives
+ * it; closed after the engine. */
+struct cli_cluster;
+int cli_cluster_open(const struct cli_opts *o, const struct cli_workers *w, const dl_device *dev,
+                     struct cli_cluster **out);
+const struct dl_cluster *cli_cluster_how(const struct cli_cluster *c);
+void cli_cluster_close(struct cli_cluster **c); /* nulls, accepts &NULL */
 /* --wire; q80 in a cluster, f32 in one machine, where nothing travels that would be worth rounding. */
 int cli_wire(const struct cli_opts *o, bool cluster, enum dl_type *out);
 
@@ -109,6 +114,7 @@ struct cli_engine {
     dl_device *devices[CLI_MAX_DEVICES];
     uint32_t n_devices;
     struct cli_workers workers; /* the rest of the cluster */
+    struct cli_cluster *cluster; /* the way to them; NULL without */
     dl_engine *engine;
     struct dl_engine_info info;
     uint64_t load_ns;

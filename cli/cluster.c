@@ -66,22 +66,61 @@ void cli_tcp_opts(const struct cli_opts *o, const struct dl_key *key, const dl_d
     *out = (struct dl_tcp_opts){.key = key, .insecure = o->insecure, .build = DL_VERSION, .about = about};
 }
 
-int cli_connect(const struct cli_opts *o, const struct cli_workers *w, const dl_device *dev, dl_transport **out)
-{
+struct cli_cluster {
+    const struct cli_workers *workers;
     struct dl_key key;
-    struct dl_tcp_opts opts;
+    bool has_key;
     char about[CLI_ABOUT];
-    bool has;
-    *out = NULL;
-    int err = cli_key(o, &key, &has);
+    struct dl_tcp_opts tcp;
+    dl_tcp_watch *watch;
+    struct dl_cluster how;
+};
+
+static int connect_workers(void *ud, const bool *wanted, bool all, uint32_t *who, dl_transport **out)
+{
+    struct cli_cluster *c = ud;
+    const char *const *names = (const char *const *)c->workers->v;
+    const int n = (int)c->workers->n;
+    for (int i = 0; all && i < n; i++)
+        who[i] = (uint32_t)i;
+    return all ? dl_tcp_connect(names, n, &c->tcp, NULL, out) : dl_tcp_connect_some(names, n, wanted, &c->tcp, who, out);
+}
+
+static bool is_back(void *ud, uint32_t worker)
+{
+    struct cli_cluster *c = ud;
+    return dl_tcp_watch_free(c->watch, (int)worker);
+}
+
+int cli_cluster_open(const struct cli_opts *o, const struct cli_workers *w, const dl_device *dev,
+                     struct cli_cluster **out)
+{
+    struct cli_cluster *c = *out = dl_xcalloc(1, sizeof *c);
+    c->workers = w;
+    int err = cli_key(o, &c->key, &c->has_key);
     if (err)
         return err;
-    cli_tcp_opts(o, has ? &key : NULL, dev, about, &opts);
-    opts.retry_ms = RETRY_MS;
-    err = dl_tcp_connect((const char *const *)w->v, (int)w->n, &opts, NULL, out);
-    if (has)
-        dl_key_forget(&key);
-    return err;
+    cli_tcp_opts(o, c->has_key ? &c->key : NULL, dev, c->about, &c->tcp);
+    c->tcp.retry_ms = RETRY_MS;
+    c->how = (struct dl_cluster){
+        .n_workers = w->n, .connect = connect_workers, .is_back = is_back, .stop = cli_interrupted, .ud = c};
+    return dl_tcp_watch_open((const char *const *)w->v, (int)w->n, &c->tcp, &c->watch);
+}
+
+const struct dl_cluster *cli_cluster_how(const struct cli_cluster *c)
+{
+    return c ? &c->how : NULL;
+}
+
+void cli_cluster_close(struct cli_cluster **cluster)
+{
+    struct cli_cluster *c = *cluster;
+    *cluster = NULL;
+    if (!c)
+        return;
+    dl_tcp_watch_close(&c->watch);
+    dl_key_forget(&c->key);
+    free(c);
 }
 
 int cli_wire(const struct cli_opts *o, bool cluster, enum dl_type *out)

@@ -112,6 +112,10 @@ static int decode(struct cli_gen *g, float *logits)
             break;
         }
         err = dl_session_eval(g->session, id, &logits);
+        if (err == DL_ECANCELED) { /* Ctrl-C while a cluster mended itself */
+            g->finish = CLI_FINISH_CANCELLED;
+            break;
+        }
         if (!err)
             err = dump(g, logits);
         if (err)

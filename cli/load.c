@@ -185,14 +185,13 @@ static int make_engine(const struct cli_opts *o, uint32_t ctx, uint32_t max_out,
     double share[CLI_MAX_WORKERS + 1] = {0};
     const double *by = NULL;
     enum dl_type kv, wire;
-    dl_transport *cluster = NULL;
     int err = kv_type(o, &kv);
     if (!err)
         err = cli_wire(o, e->workers.n, &wire);
     if (!err)
         err = shares(o, e, share, &by);
     if (!err && e->workers.n)
-        err = cli_connect(o, &e->workers, e->devices[0], &cluster);
+        err = cli_cluster_open(o, &e->workers, e->devices[0], &e->cluster);
     if (err)
         return err;
     struct cli_progress bar;
@@ -202,7 +201,7 @@ static int make_engine(const struct cli_opts *o, uint32_t ctx, uint32_t max_out,
         .devices = e->devices,
         .n_devices = e->n_devices,
         .shares = by,
-        .transport = cluster,
+        .cluster = cli_cluster_how(e->cluster),
         .ctx = ctx,
         .max_batch = (uint32_t)o->batch,
         .max_out = max_out,
@@ -278,6 +277,7 @@ int cli_fall_back(const struct cli_opts *o, struct cli_engine *e)
 void cli_unload(struct cli_engine *e)
 {
     dl_engine_destroy(&e->engine);
+    cli_cluster_close(&e->cluster);
     for (uint32_t i = 0; i < e->n_devices; i++)
         dl_device_close(&e->devices[i]);
     dl_tokenizer_close(&e->tok);

@@ -27,12 +27,30 @@ static inline void remove_dir(const char *dir)
     assert_non_null(d);
     for (struct dirent *e; (e = readdir(d));) {
         char path[2 * TEMPDIR_LEN];
-        snprintf(path, sizeof path, "%s/%s", dir, e->d_name);
+        assert_true(snprintf(path, sizeof path, "%s/%s", dir, e->d_name) < (int)sizeof path);
         if (strcmp(e->d_name, ".") && strcmp(e->d_name, ".."))
             unlink(path);
     }
     closedir(d);
     assert_int_equal(rmdir(dir), 0);
+}
+
+/* With the files in it and in its folders. */
+static inline void remove_tree(const char *dir)
+{
+    DIR *d = opendir(dir);
+    assert_non_null(d);
+    for (struct dirent *e; (e = readdir(d));) {
+        char path[2 * TEMPDIR_LEN];
+        assert_true(snprintf(path, sizeof path, "%s/%s", dir, e->d_name) < (int)sizeof path);
+        DIR *sub = strcmp(e->d_name, ".") && strcmp(e->d_name, "..") ? opendir(path) : NULL;
+        if (sub) {
+            closedir(sub);
+            remove_dir(path);
+        }
+    }
+    closedir(d);
+    remove_dir(dir);
 }
 
 #endif

@@ -285,7 +285,10 @@ void tp_break(struct tp_tcp *t, int node, int by, bool left, const char *why)
     if (by != me)
         snprintf(seen, sizeof seen, ", as node %d saw it", by);
     pthread_mutex_lock(&t->lock);
-    if (!left) {
+    if (!left && node == me) { /* who does not hear this node is what this node has lost */
+        t->lost_node = by;
+        snprintf(t->lost_why, sizeof t->lost_why, "it does not hear this node any more: %.180s", why);
+    } else if (!left) {
         t->lost_node = node;
         snprintf(t->lost_why, sizeof t->lost_why, "%.200s%s", why, seen);
     }

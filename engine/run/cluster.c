@@ -60,6 +60,12 @@ struct blame {
     bool cause;
 };
 
+/* A worker that its user has stopped is as good as lost. */
+static int left(int code)
+{
+    return code == DL_ECANCELED ? DL_EPEER : code;
+}
+
 static void listen_to(struct eng_peer *p, uint64_t timeout_ns, struct blame *b)
 {
     struct eng_in in;
@@ -71,8 +77,10 @@ static void listen_to(struct eng_peer *p, uint64_t timeout_ns, struct blame *b)
     p->explained = !err;
     if (!err && (eng_error_read(&in, &said) || (said.code == DL_EPEER && b->who)))
         return;
-    if (err || said.code != DL_EPEER || !b->who)
-        *b = (struct blame){.who = p, .said = said, .cause = err || said.code != DL_EPEER};
+    const bool cause = err || said.code != DL_EPEER;
+    said.code = left(said.code);
+    if (cause || !b->who)
+        *b = (struct blame){.who = p, .said = said, .cause = cause};
 }
 
 /* What the transport knows is sure: who is gone in our eyes may have left because of the one that it names. */
@@ -143,6 +151,7 @@ static int heard(struct eng_cluster *c, struct eng_peer *p, int err, const struc
         p->gone = p->explained = true;
         err = eng_error_read(in, &b.said);
         b.cause = b.said.code != DL_EPEER;
+        b.said.code = left(b.said.code);
         if (!err)
             return accuse(c, &b, b.said.code);
     }

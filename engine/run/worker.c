@@ -82,7 +82,7 @@ static int recv_or_stop(struct eng_worker *w, size_t most, uint64_t timeout_ns, 
     for (uint64_t left = timeout_ns; err == DL_ETIMEDOUT && left;) {
         uint64_t part = w->opts->stop ? DL_MIN(left, STOP_NS) : left;
         if (stopped(w)) {
-            tell(w, DL_EPEER, "its user has stopped it");
+            tell(w, DL_ECANCELED, "its user has stopped it");
             w->stopped = true;
             return DL_ECANCELED;
         }
