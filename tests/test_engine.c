@@ -329,7 +329,7 @@ static void one_device_after_the_other(void **state)
     for (int t = 0; t < DL_TYPE_COUNT; t++) {
         struct dl_device_rate rate;
         assert_int_equal(dl_device_measure(r.dev[0], dl_model_header(r.model), (enum dl_type)t, &rate), 0);
-        assert_true(rate.bytes_per_s > 1e6 && rate.submit_ns > 0 && rate.op_ns >= 0);
+        assert_true(rate.bytes_per_s > 1e6 && rate.submit_ns > 0 && rate.op_ns >= 0 && rate.flops > 1e6);
         double one = dl_device_token_ns(&rate, dl_model_header(r.model), 1u << 20);
         assert_true(one > 0 && dl_device_token_ns(&rate, dl_model_header(r.model), 1u << 30) > one);
     }

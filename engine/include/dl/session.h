@@ -18,9 +18,9 @@ typedef struct dl_session dl_session;
 int dl_device_open(const char *which, const struct dl_cpu_opts *cpu, dl_device **out);
 
 /* How fast a device decodes: the rate at which its mat-vec reads weights of this type that no cache holds, what one more small op
- * costs, and what a submit with its wait costs. */
+ * costs, and what a submit with its wait costs. And how many operations a second its products with many tokens do. */
 struct dl_device_rate {
-    double bytes_per_s, op_ns, submit_ns;
+    double bytes_per_s, op_ns, submit_ns, flops;
 };
 /* Measures with matrices as wide as the model, for about a third of a second on 64 MiB of weights made up for it. */
 int dl_device_measure(dl_device *dev, const struct dl_model_header *h, enum dl_type weight, struct dl_device_rate *out);
