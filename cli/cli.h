@@ -116,6 +116,7 @@ struct cli_engine {
     struct cli_workers workers; /* the rest of the cluster */
     struct cli_cluster *cluster; /* the way to them; NULL without */
     dl_engine *engine;
+    char rates[512]; /* the file in which measured speeds are kept */
     struct dl_engine_info info;
     uint64_t load_ns;
 };

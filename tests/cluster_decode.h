@@ -170,6 +170,8 @@ static inline int decode_any(const struct eng_in *in, struct eng_out *back)
         struct eng_data data;
         struct dl_engine_stats stats;
         bool reset;
+        struct eng_measure measure;
+        struct eng_rate rate;
     } u;
     uint64_t number;
     uint32_t row;
@@ -185,6 +187,18 @@ static inline int decode_any(const struct eng_in *in, struct eng_out *back)
         return err;
     case ENG_MSG_MODEL:
         return decode_model(in, back);
+    case ENG_MSG_MEASURE:
+        err = eng_measure_read(in, &u.measure);
+        decode_check(err || (u.measure.dim && u.measure.dim <= DL_MAX_DIM), "a width");
+        if (!err)
+            eng_measure_write(back, &u.measure);
+        return err;
+    case ENG_MSG_RATE:
+        err = eng_rate_read(in, true, &u.rate);
+        decode_check(err || (u.rate.rate.bytes_per_s > 0 && u.rate.rate.flops >= 0), "a rate");
+        if (!err && in->bytes[in->n - 1] < 2)
+            eng_rate_write(back, &u.rate);
+        return err;
     case ENG_MSG_MEMORY:
         err = eng_memory_read(in, &u.memory);
         if (!err && in->bytes[in->n - ENG_DIGEST_BYTES - 1] < 2)
@@ -319,6 +333,8 @@ static inline void example(enum eng_msg type, struct eng_out *o)
     struct eng_offer_entry offers[4] = {{100, {{1}}}, {200, {{2}}}, {300, {{3}}}, {400, {{4}}}};
     const struct dl_engine_stats stats = {1, 2, 3, 4, 5, 6, UINT64_C(1) << 40, 8};
     const uint8_t bits[] = {0x21, 0x00, 0x11};
+    struct eng_measure measure = {2048, DL_Q40, true, true};
+    struct eng_rate rate = {{1.5e10, 900, 9000, 2e11}, 8000000000, 77, true};
     uint8_t *room;
     switch (type) {
     case ENG_MSG_HELLO:
@@ -326,6 +342,12 @@ static inline void example(enum eng_msg type, struct eng_out *o)
         break;
     case ENG_MSG_MODEL:
         example_model(o);
+        break;
+    case ENG_MSG_MEASURE:
+        eng_measure_write(o, &measure);
+        break;
+    case ENG_MSG_RATE:
+        eng_rate_write(o, &rate);
         break;
     case ENG_MSG_MEMORY:
         eng_memory_write(o, &memory);

@@ -105,10 +105,15 @@ static void limits(void **state)
     assert_int_equal(with_u32(ENG_MSG_HELLO, 1, 0x31323334), DL_EFORMAT); /* another language */
     assert_int_equal(with_u32(ENG_MSG_HELLO, 5, 77), DL_OK);              /* another protocol: the rest is not read */
     assert_int_equal(with_u32(ENG_MSG_HELLO, 9, 0xffffffff), DL_EFORMAT);
-    assert_int_equal(with_u32(ENG_MSG_MODEL, 1, 4), DL_EFORMAT);        /* nodes */
-    assert_int_equal(with_u32(ENG_MSG_MODEL, 5, 2), DL_EFORMAT);        /* for another one */
-    assert_int_equal(with_u32(ENG_MSG_MODEL, 17, 1u << 30), DL_EUNSUP); /* layers */
-    assert_int_equal(with_u32(ENG_MSG_MODEL, 21, 5), DL_EFORMAT);       /* heads that do not share the KV heads */
+    assert_int_equal(with_u32(ENG_MSG_MODEL, 1, 4), DL_EFORMAT);          /* nodes */
+    assert_int_equal(with_u32(ENG_MSG_MODEL, 5, 2), DL_EFORMAT);          /* for another one */
+    assert_int_equal(with_u32(ENG_MSG_MODEL, 17, 1u << 30), DL_EUNSUP);   /* layers */
+    assert_int_equal(with_u32(ENG_MSG_MODEL, 21, 5), DL_EFORMAT);         /* heads that do not share the KV heads */
+    assert_int_equal(with_u32(ENG_MSG_MEASURE, 1, 0), DL_EFORMAT);        /* no width */
+    assert_int_equal(with_u32(ENG_MSG_MEASURE, 1, 2049), DL_EFORMAT);     /* no whole blocks */
+    assert_int_equal(with_u32(ENG_MSG_MEASURE, 1, 1u << 21), DL_EFORMAT); /* beyond all models */
+    assert_int_equal(with_u32(ENG_MSG_RATE, 5, 0x7ff80000), DL_EFORMAT);  /* not a number */
+    assert_int_equal(with_u32(ENG_MSG_RATE, 5, 0xc20bf08e), DL_EFORMAT);  /* negative */
     assert_int_equal(with_u32(ENG_MSG_OFFER, 1, 4), DL_EFORMAT);
     assert_int_equal(with_u32(ENG_MSG_OFFER, 5, 0x10000004), DL_EFORMAT);
     assert_int_equal(with_u32(ENG_MSG_STEP, 9, 3), DL_EFORMAT);    /* sequences */

@@ -234,7 +234,7 @@ static void refused_with_numbers(void **state)
     assert_null(r.split.parts);
     assert_int_equal(log_lines.n, 1);
     assert_non_null(strstr(log_lines.last, "llama3.3-70b needs 36."));
-    assert_non_null(strstr(log_lines.last, "32.0 GiB (root 20.0, node1 12.0)"));
+    assert_non_null(strstr(log_lines.last, "32.0 GiB (root 20.0 GiB, node1 12.0 GiB)"));
     assert_non_null(strstr(log_lines.last, "--ctx"));
 
     r.nodes[0].memory = 36 * GIB;
@@ -246,11 +246,15 @@ static void refused_with_numbers(void **state)
     assert_int_equal(dl_split_make(&r.in, &r.split), DL_ELIMIT);
     assert_int_equal(log_lines.n, 2);
     assert_non_null(strstr(log_lines.last, "node1 18."));
-    assert_non_null(strstr(log_lines.last, "of 12.0"));
+    assert_non_null(strstr(log_lines.last, "of 12.0 GiB"));
     r.in.shares = NULL;
+    r.nodes[1].memory = 1000000;
+    assert_int_equal(dl_split_make(&r.in, &r.split), DL_ELIMIT);
+    assert_non_null(strstr(log_lines.last, "node1 has 1.0 MiB free"));
+    r.nodes[1].memory = 12 * GIB;
     r.in.ctx = 131072; /* 40 GiB of KV cache */
     assert_int_equal(dl_split_make(&r.in, &r.split), DL_ELIMIT);
-    assert_non_null(strstr(log_lines.last, "KV cache 40.0 for a context of 131072"));
+    assert_non_null(strstr(log_lines.last, "KV cache 40.0 GiB for a context of 131072"));
     dl_log_set(NULL, NULL, DL_LOG_WARN);
     close_rig(&r);
 }

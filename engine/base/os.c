@@ -378,6 +378,24 @@ void dl_host_name(char *out, size_t cap)
     out[cap - 1] = 0;
 }
 
+/* The number of this boot: the same in all containers of a machine, which also share its memory. Elsewhere the host's name. */
+uint64_t dl_machine_id(void)
+{
+    char text[256] = "";
+    FILE *f = fopen("/proc/sys/kernel/random/boot_id", "r");
+    size_t n = f ? fread(text, 1, sizeof text, f) : 0;
+    if (f)
+        fclose(f);
+    if (!n) {
+        dl_host_name(text, sizeof text);
+        n = strcmp(text, "?") ? strlen(text) : 0;
+    }
+    uint64_t id = n ? 14695981039346656037u : 0; /* FNV-1a */
+    for (size_t i = 0; i < n; i++)
+        id = (id ^ (uint8_t)text[i]) * 1099511628211u;
+    return id;
+}
+
 uint32_t dl_cpu_count(void)
 {
 #ifdef __linux__

@@ -175,44 +175,61 @@ static int find_slow(const struct eng_split_cost *c, struct dl_split *s)
 
 /* ------------------------------------------------------------------------------------------------------ results */
 
-static double gib(double bytes)
+/* "12.3 GiB", "0.5 MiB" */
+static const char *size_text(char text[24], double bytes)
 {
-    return bytes / 0x1p30;
+    bool large = bytes >= 0.1 * 0x1p30;
+    snprintf(text, 24, "%.1f %s", bytes / (large ? 0x1p30 : 0x1p20), large ? "GiB" : "MiB");
+    return text;
 }
 
-/* "root 3.1 of 7.5, nas 12.0 of 8.0" */
+/* "root 7.5 GiB, nas 12.0 GiB"; with shares "root 3.1 GiB of 7.5 GiB, ..." */
 static void per_node(const struct eng_split_cost *c, const struct dl_split *s, char *out, size_t cap)
 {
     size_t at = 0;
     out[0] = 0;
     for (uint32_t i = 0; i < c->in->n_nodes && at < cap; i++) {
         const struct dl_split_part *p = &s->parts[i];
-        const char *comma = i ? ", " : "";
-        double need = gib((double)p->weight_bytes + (double)p->kv_bytes + (double)p->act_bytes);
+        char need[24], has[24];
         if (i == 8 && c->in->n_nodes > 9) {
-            snprintf(out + at, cap - at, ", and %u more", c->in->n_nodes - i);
+            snprintf(out + at, cap - at, " and %u more", c->in->n_nodes - i);
             break;
         }
-        int n = c->in->shares ? snprintf(out + at, cap - at, "%s%s %.1f of %.1f", comma, c->in->nodes[i].name, need,
-                                         gib((double)c->in->nodes[i].memory))
-                              : snprintf(out + at, cap - at, "%s%s %.1f", comma, c->in->nodes[i].name,
-                                         gib((double)c->in->nodes[i].memory));
+        size_text(need, (double)p->weight_bytes + (double)p->kv_bytes + (double)p->act_bytes);
+        size_text(has, (double)c->in->nodes[i].memory);
+        int n = snprintf(out + at, cap - at, "%s%.60s %s%s%s", i ? ", " : "", c->in->nodes[i].name,
+                         c->in->shares ? need : "", c->in->shares ? " of " : "", has);
         at += n > 0 ? (size_t)n : 0;
     }
 }
 
+/* A node that has no room even for what every node has. */
+static const struct dl_split_node *too_small(const struct eng_split_cost *c)
+{
+    for (uint32_t i = 0; i < c->in->n_nodes; i++)
+        if (usable(c->in->nodes[i].memory, false) < c->act_base)
+            return &c->in->nodes[i];
+    return NULL;
+}
+
 static int refuse(const struct eng_split_cost *c, const struct dl_split *s, uint32_t ctx)
 {
-    char nodes[512];
+    char nodes[768], all[24], w[24], k[24], a[24], free_text[24];
     double weights = 0, kv = 0, act = c->act_base * c->in->n_nodes, have = 0;
+    const struct dl_split_node *small = too_small(c);
     per_node(c, s, nodes, sizeof nodes);
-    for (uint32_t i = 0; i < c->in->n_nodes; i++)
-        have += (double)c->in->nodes[i].memory;
     if (c->in->shares)
         return dl_fail(DL_ELIMIT,
-                       "memory: %s does not fit in these shares with a context of %u; GiB needed of those free: %s: "
-                       "use other shares or --split auto, a smaller --ctx or --batch, or --kv q80",
+                       "memory: %s does not fit in these shares with a context of %u: needed of what is free: %s: use "
+                       "other shares or --split auto, a smaller --ctx or --batch, or --kv q80",
                        c->in->model, ctx, nodes);
+    if (small)
+        return dl_fail(DL_ELIMIT,
+                       "memory: %s has %s free, of which a twentieth stays so; a node needs %s for activations alone: "
+                       "leave it out, or use a smaller --batch",
+                       small->name, size_text(free_text, (double)small->memory), size_text(a, c->act_base));
+    for (uint32_t i = 0; i < c->in->n_nodes; i++)
+        have += (double)c->in->nodes[i].memory;
     for (int p = 0; p < DL_PHASE_COUNT; p++) {
         const struct eng_fill_phase *ph = &c->phase[p];
         double cache = ph->group ? eng_bytes_per_value(c->opts.kv_type) * c->in->h->head_dim * 2 * c->in->h->n_layers *
@@ -224,10 +241,10 @@ static int refuse(const struct eng_split_cost *c, const struct dl_split *s, uint
     }
     return dl_fail(
         DL_ELIMIT,
-        "memory: %s needs %.1f GiB (weights %.1f, KV cache %.1f for a context of %u, activations %.1f); free, "
-        "of which a twentieth stays so: %.1f GiB (%s): add machines or memory, or use a smaller --ctx or "
-        "--batch, or --kv q80",
-        c->in->model, gib(weights + kv + act), gib(weights), gib(kv), ctx, gib(act), gib(have), nodes);
+        "memory: %s needs %s (weights %s, KV cache %s for a context of %u, activations %s); free, of which a "
+        "twentieth stays so: %s (%s): add machines or memory, or use a smaller --ctx or --batch, or --kv q80",
+        c->in->model, size_text(all, weights + kv + act), size_text(w, weights), size_text(k, kv), ctx,
+        size_text(a, act), size_text(free_text, have), nodes);
 }
 
 /* Sizes and times of the slices that are in s->parts. */

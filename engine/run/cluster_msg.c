@@ -13,9 +13,9 @@
 
 const char *eng_msg_name(unsigned type)
 {
-    static const char *const names[ENG_MSG_END] = {"?",     "HELLO", "MODEL", "MEMORY", "OFFER",  "WANT",
-                                                   "DATA",  "GOT",   "READY", "STEP",   "LOGITS", "FETCH",
-                                                   "ERROR", "BYE",   "STATS", "COUNTS"};
+    static const char *const names[ENG_MSG_END] = {"?",     "HELLO", "MODEL", "MEMORY", "OFFER",   "WANT",
+                                                   "DATA",  "GOT",   "READY", "STEP",   "LOGITS",  "FETCH",
+                                                   "ERROR", "BYE",   "STATS", "COUNTS", "MEASURE", "RATE"};
     return names[type < ENG_MSG_END ? type : 0];
 }
 
@@ -183,6 +183,61 @@ int eng_error_read(const struct eng_in *in, struct eng_error *out)
     return ok ? eng_in_close(in, &c) : eng_in_wrong(in, "its text is too long");
 }
 _Static_assert(DL_ELIMIT == -11, "the last code");
+
+/* ------------------------------------------------------------------------------------------------- speed */
+
+void eng_measure_write(struct eng_out *o, const struct eng_measure *m)
+{
+    eng_out_begin(o, ENG_MSG_MEASURE);
+    eng_put_u32(o, m->dim);
+    eng_put_u8(o, (uint8_t)m->weight);
+    eng_put_u8(o, (uint8_t)(m->speed | m->link << 1));
+}
+
+int eng_measure_read(const struct eng_in *in, struct eng_measure *out)
+{
+    struct eng_cursor c = eng_in_open(in);
+    *out = (struct eng_measure){.dim = eng_read_u32(&c, "width")};
+    uint8_t weight = eng_read_u8(&c, "weight type"), what = eng_read_u8(&c, "what to measure");
+    uint64_t row;
+    if (!c.bad && (!out->dim || out->dim > DL_MAX_DIM || weight >= DL_TYPE_COUNT || what > 3 ||
+                   !dl_row_bytes((enum dl_type)weight, out->dim, &row)))
+        return eng_in_wrong(in, "it asks for what cannot be measured");
+    out->weight = (enum dl_type)weight;
+    out->speed = what & 1;
+    out->link = what & 2;
+    return eng_in_close(in, &c);
+}
+
+void eng_rate_write(struct eng_out *o, const struct eng_rate *r)
+{
+    eng_out_begin(o, ENG_MSG_RATE);
+    eng_put_f64(o, r->rate.bytes_per_s);
+    eng_put_f64(o, r->rate.op_ns);
+    eng_put_f64(o, r->rate.submit_ns);
+    eng_put_f64(o, r->rate.flops);
+    eng_put_u64(o, r->memory);
+    eng_put_u64(o, r->machine);
+    eng_put_u8(o, r->host);
+}
+
+int eng_rate_read(const struct eng_in *in, bool speed, struct eng_rate *out)
+{
+    struct eng_cursor c = eng_in_open(in);
+    double v[4];
+    bool sensible = true;
+    for (size_t i = 0; i < DL_COUNT_OF(v); i++) {
+        v[i] = eng_in_f64(&c, "rates");
+        sensible = sensible && v[i] >= 0 && v[i] < 1e18;
+    }
+    *out = (struct eng_rate){.rate = {v[0], v[1], v[2], v[3]},
+                             .memory = eng_read_u64(&c, "memory"),
+                             .machine = eng_read_u64(&c, "machine"),
+                             .host = eng_read_u8(&c, "kind of memory") != 0};
+    if (!c.bad && (!sensible || (v[0] > 0) != speed))
+        return eng_in_wrong(in, "a rate is no sensible number");
+    return eng_in_close(in, &c);
+}
 
 /* -------------------------------------------------------------------------------------- memory and weights */
 

@@ -6,6 +6,7 @@
  *
  *   root    HELLO                          both compare version and build, before anything else is read
  *   worker  HELLO
+ *   root    MEASURE       worker  RATE     how fast it is and how much memory it has; then, if the root wants it, all measure the network
  *   root    MODEL                          header, types, slices, batch sizes: the worker builds its plan
  *   worker  MEMORY                         what it needs and has, and the digest of its plan
  *   root    OFFER...                       the digest of every weight buffer
@@ -56,6 +57,8 @@ enum eng_msg {
     ENG_MSG_BYE,
     ENG_MSG_STATS,
     ENG_MSG_COUNTS,
+    ENG_MSG_MEASURE,
+    ENG_MSG_RATE,
     ENG_MSG_END
 };
 const char *eng_msg_name(unsigned type); /* "HELLO"; "?" outside the enum */
@@ -104,6 +107,25 @@ struct eng_error {
 };
 void eng_error_write(struct eng_out *o, int code, const char *text); /* a longer text is cut */
 int eng_error_read(const struct eng_in *in, struct eng_error *out);
+
+/* What a worker is to measure: its device with weights of this width and type; the network, with everyone else, after its answer. */
+struct eng_measure {
+    uint32_t dim;
+    enum dl_type weight;
+    bool speed, link;
+};
+void eng_measure_write(struct eng_out *o, const struct eng_measure *m);
+int eng_measure_read(const struct eng_in *in, struct eng_measure *out);
+
+/* The answer. Without `speed` the rate is all zeros, else bytes_per_s > 0 and all are sensible. */
+struct eng_rate {
+    struct dl_device_rate rate;
+    uint64_t memory;  /* bytes that may be used; 0: unknown */
+    uint64_t machine; /* nodes with the same one, other than 0, share a machine, and if `host` its memory too */
+    bool host;
+};
+void eng_rate_write(struct eng_out *o, const struct eng_rate *r);
+int eng_rate_read(const struct eng_in *in, bool speed, struct eng_rate *out);
 
 /* All that a plan is made of. */
 struct eng_model_msg {

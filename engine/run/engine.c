@@ -14,29 +14,28 @@
 #define DEFAULT_OUT 8u
 #define DEFAULT_WAIT_MS 120000u
 
-/* Bytes of KV cache per position, all layers and devices. */
-static uint64_t kv_bytes_per_pos(const dl_engine *e, enum dl_type type)
+/* Bytes of KV cache per position, all layers of n slices. */
+static uint64_t kv_bytes_per_pos(const dl_engine *e, enum dl_type type, uint32_t first, uint32_t n)
 {
     uint64_t row = 0, heads = 0;
     (void)dl_row_bytes(type, e->h->head_dim, &row);
-    for (uint32_t d = 0; d < e->n_nodes; d++)
-        heads += e->slices[e->first_slice + d].n_kv_heads;
+    for (uint32_t i = 0; i < n; i++)
+        heads += e->slices[first + i].n_kv_heads;
     return 2 * row * heads * e->h->n_layers;
 }
 
-/* The context: what was asked for, else what the model knows, at most DEFAULT_CTX and half of the memory that is free. */
-static uint32_t pick_ctx(const dl_engine *e, const struct dl_engine_opts *o, uint32_t sessions)
+/* The context where none was asked for: what the model knows, at most DEFAULT_CTX and half of the memory that is free, on each node as far
+ * as that is known. */
+static uint32_t pick_ctx(const dl_engine *e, enum dl_type kv, uint32_t sessions)
 {
-    if (o->ctx) {
-        if (o->ctx > e->h->max_seq)
-            dl_log(DL_LOG_WARN, "context: %u is more than the %u that the model was made for; answers may degrade",
-                   o->ctx, e->h->max_seq);
-        return o->ctx;
-    }
     uint32_t ctx = DL_MIN(e->h->max_seq, DEFAULT_CTX);
-    uint64_t budget = dl_mem_available() / 2, per = kv_bytes_per_pos(e, o->kv_type) * sessions;
-    while (ctx > 512 && budget && per && ctx > budget / per)
-        ctx /= 2;
+    for (uint32_t i = 0; i < (e->rates ? e->n_slices : 1); i++) {
+        uint64_t budget = (e->rates ? e->rates[i].memory : dl_mem_available()) / 2;
+        uint64_t per =
+            (e->rates ? kv_bytes_per_pos(e, kv, i, 1) : kv_bytes_per_pos(e, kv, e->first_slice, e->n_nodes)) * sessions;
+        while (ctx > 512 && budget && per && ctx > budget / per)
+            ctx /= 2;
+    }
     return ctx;
 }
 
@@ -87,7 +86,13 @@ static int make_shape(dl_engine *e)
 {
     const struct dl_engine_opts *o = &e->opts;
     uint32_t sessions = o->max_sessions ? o->max_sessions : 1;
-    e->ctx = pick_ctx(e, o, sessions);
+    if (o->ctx > e->h->max_seq)
+        dl_log(DL_LOG_WARN, "context: %u is more than the %u that the model was made for; answers may degrade", o->ctx,
+               e->h->max_seq);
+    if (o->ctx)
+        e->ctx = o->ctx;
+    else if (!e->ctx) /* not planned */
+        e->ctx = pick_ctx(e, o->kv_type, sessions);
     uint64_t cols = dl_div_up(e->ctx, DL_KV_BLOCK), blocks = cols * sessions;
     if (e->ctx > DL_MAX_SEQ || blocks > UINT32_MAX / DL_KV_BLOCK / e->h->n_kv_heads)
         return dl_fail(DL_ELIMIT, "context: %u positions for %u sessions are too many", e->ctx, sessions);
@@ -107,11 +112,18 @@ static int make_shape(dl_engine *e)
     return err;
 }
 
-static int make_plans(dl_engine *e)
+static int make_slices(dl_engine *e)
 {
     double shares[ENG_MOST_NODES];
-    int err = dl_slices_make(e->h, dl_column_unit(e->h, &e->types),
-                             e->heal ? eng_heal_shares(e, shares) : e->opts.shares, e->n_slices, e->slices);
+    if (e->balance && e->rates)
+        return eng_balance(e);
+    return dl_slices_make(e->h, dl_column_unit(e->h, &e->types), e->heal ? eng_heal_shares(e, shares) : e->opts.shares,
+                          e->n_slices, e->slices);
+}
+
+static int make_plans(dl_engine *e)
+{
+    int err = make_slices(e);
     if (!err && !e->kv.refs)
         err = make_shape(e);
     for (uint32_t d = 0; !err && d < e->n_nodes; d++)
@@ -217,14 +229,16 @@ int eng_form(dl_engine *e, dl_transport *t)
 {
     e->n_slices = t ? (uint32_t)dl_transport_n_nodes(t) : e->n_nodes;
     e->nodes[0].transport = t;
-    for (uint32_t d = 0; d < e->n_nodes; d++) {
-        e->nodes[d].device_base = e->nodes[d].dev->device_at;
-        e->nodes[d].host_base = e->nodes[d].dev->host_at;
-    }
     e->slices = dl_calloc(e->n_slices, sizeof *e->slices);
     int err = e->slices ? DL_OK : DL_ENOMEM;
     if (!err && t && e->n_slices > 1)
         err = eng_cluster_join(e, t);
+    if (!err && e->cluster && e->opts.measure)
+        err = eng_cluster_measure(e->cluster);
+    for (uint32_t d = 0; d < e->n_nodes; d++) { /* measuring has counted, too */
+        e->nodes[d].device_base = e->nodes[d].dev->device_at;
+        e->nodes[d].host_base = e->nodes[d].dev->host_at;
+    }
     if (!err)
         err = make_plans(e);
     if (!err)
@@ -259,7 +273,9 @@ void eng_unform(dl_engine *e, int err, const char *why)
     }
     eng_cluster_destroy(&e->cluster);
     free(e->slices);
+    free(e->rates);
     e->slices = NULL;
+    e->rates = NULL;
     e->n_slices = 0;
 }
 
@@ -294,6 +310,7 @@ int dl_engine_create(const struct dl_engine_opts *o, dl_engine **out)
     e->opts.devices = NULL;
     e->opts.transport = NULL;
     e->opts.cluster = NULL;
+    e->balance = o->measure && !o->shares;
     e->progress = o->progress;
     e->progress_ud = o->progress_ud;
     err = make_nodes(e, o);

@@ -16,6 +16,7 @@
 
 struct eng_node;
 struct eng_cluster;
+struct eng_rate;
 struct eng_heal;
 
 /* One exchange in flight. Written by the transport's thread before it sets `done` and then raises the host counter; read by the
@@ -53,7 +54,11 @@ struct dl_engine {
     struct dl_slice *slices; /* (n_slices): of all devices, of all nodes */
     uint32_t n_slices;
     struct eng_cluster *cluster; /* the root's; else NULL */
-    struct eng_heal *heal;       /* with a dl_cluster; else NULL */
+    bool balance;                /* slices by measured speed and memory */
+    struct eng_rate *rates; /* (n_slices): what the nodes of a cluster that was measured say of themselves; else NULL */
+    struct dl_link_speed link; /* of that cluster; zeros: unknown */
+    uint32_t link_nodes;       /* among how many it was measured */
+    struct eng_heal *heal;     /* with a dl_cluster; else NULL */
     struct dl_engine_opts
         opts;                /* as given, but for what the caller may throw away: devices, transport, cluster, shares */
     bool formed;             /* all that a batch takes is there */
@@ -117,6 +122,10 @@ double eng_slice_share(const struct dl_model_header *h, const struct dl_slice *s
 int eng_batch_buffers(dl_engine *e);
 /* e->batch into a node's INPUT buffers, all but the embedding rows. */
 void eng_batch_fill(const dl_engine *e, struct eng_node *n);
+
+/* balance.c: slices for all nodes, and the context where it is not fixed yet, by e->rates and e->link. DL_ELIMIT (logged) when the
+ * model does not fit. */
+int eng_balance(dl_engine *e);
 
 /* weights.c: gives a node's device the weights of its plan; *done counts bytes for the progress bar. */
 int eng_weights_load(dl_engine *e, struct eng_node *n, uint64_t *done, uint64_t total);

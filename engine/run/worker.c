@@ -179,6 +179,13 @@ static int check_ops(struct eng_worker *w)
     return DL_OK;
 }
 
+static uint64_t free_memory(const struct eng_worker *w)
+{
+    const dl_device *dev = w->e->nodes[0].dev;
+    uint64_t n = dev->threads ? dl_mem_available() : dev->mem_free;
+    return w->opts->memory && (!n || w->opts->memory < n) ? w->opts->memory : n;
+}
+
 /* Weights that need memory of their own, and those that stay in files. */
 static void split_weights(const struct eng_worker *w, uint64_t weights, struct eng_memory *m)
 {
@@ -205,9 +212,7 @@ static int check_memory(struct eng_worker *w, struct eng_memory *m)
     uint64_t weights, tables = 3 * (uint64_t)w->e->plan_opts.kv_blocks * sizeof(uint32_t), need;
     bool ok = eng_node_sizes(n, &m->kv, &m->act, &weights) && dl_add_u64(m->act, tables, &m->act);
     split_weights(w, weights, m);
-    m->avail = n->dev->threads ? dl_mem_available() : n->dev->mem_free;
-    if (w->opts->memory && (!m->avail || w->opts->memory < m->avail))
-        m->avail = w->opts->memory;
+    m->avail = free_memory(w);
     ok = ok && dl_add_u64(m->kv, m->act, &need) && dl_add_u64(need, m->copied, &need);
     m->fits = ok && (!m->avail || need <= m->avail);
     if (m->fits)
@@ -244,12 +249,42 @@ static void joined(struct eng_worker *w, const struct eng_memory *m)
     report(w, DL_WORKER_JOINED);
 }
 
+static int measure(struct eng_worker *w, const struct eng_in *in)
+{
+    struct eng_measure m;
+    dl_device *dev = w->e->nodes[0].dev;
+    struct eng_rate r = {.memory = free_memory(w), .machine = dl_machine_id(), .host = dev->threads};
+    struct dl_link_speed link;
+    char why[256];
+    phase(w, "measuring");
+    int err = eng_measure_read(in, &m);
+    if (!err && m.speed)
+        err = dl_device_measure(dev, &(struct dl_model_header){.dim = m.dim}, m.weight, &r.rate);
+    w->e->nodes[0].device_base = dev->device_at; /* measuring has counted, too */
+    w->e->nodes[0].host_base = dev->host_at;
+    if (err)
+        return err;
+    eng_rate_write(&w->out, &r);
+    err = eng_worker_send(w);
+    if (!err && m.link && (err = dl_transport_probe(w->link.t, &link)))
+        (void)dl_fail(err, "worker: measuring the network: %s",
+                      err == DL_EPEER ? who_is_gone(w, why, sizeof why) : dl_err_text(err));
+    return err;
+}
+
 static int plan(struct eng_worker *w)
 {
     struct eng_in in;
     dl_engine *e = w->e;
-    phase(w, "planning");
-    int err = eng_worker_recv(w, ENG_CONTROL_MOST, FOREVER, &in);
+    int err;
+    do {
+        phase(w, "planning");
+        err = eng_worker_recv(w, ENG_CONTROL_MOST, FOREVER, &in);
+        if (!err && eng_in_type(&in) == ENG_MSG_MEASURE)
+            err = measure(w, &in);
+        else
+            break;
+    } while (!err);
     if (!err && eng_in_type(&in) != ENG_MSG_MODEL)
         err = eng_link_unexpected(&in, "MODEL");
     if (!err)

@@ -190,6 +190,9 @@ uint64_t dl_disk_free(const char *folder);
 /* What this machine calls itself; "?" where it does not say. */
 void dl_host_name(char *out, size_t cap);
 
+/* A number that all processes on this machine get, and hardly any on another one; 0 where there is none. */
+uint64_t dl_machine_id(void);
+
 /* Processors this process may use, >= 1. */
 uint32_t dl_cpu_count(void);
 

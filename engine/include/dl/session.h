@@ -66,7 +66,12 @@ struct dl_engine_opts {
     const dl_model *model;     /* outlives the engine */
     dl_device *const *devices; /* one or more, each gets a slice; outlive the engine */
     uint32_t n_devices;
-    const double *shares;      /* relative share per device, in a cluster per node; NULL: equal */
+    const double *shares;      /* relative share per device, in a cluster per node; NULL: equal, or as `measure` says */
+    /* In a cluster: nodes and network are measured, or what was measured before is taken from rates_file (NULL: nowhere), which is
+     * kept up to date. The best shares are found by that, unless `shares` gives them; a node that is of no use gets nothing, and a
+     * warning names those without which it would be faster. */
+    bool measure;
+    const char *rates_file; /* its text is the caller's, as long as the engine lives */
     /* NULL: this process alone. Else a cluster of which this is the root, node 0; on the others dl_worker_run runs, or is about to. The
      * engine owns it from here on and closes it, also when creating fails. n_devices is 1. */
     dl_transport *transport;

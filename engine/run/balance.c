@@ -1,0 +1,147 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * engine/run/balance.c: from what the nodes of a cluster have measured to their slices. The search itself is dl_split_make; here is what only a
+ * real cluster has: machines that are shared, nodes that turned out to lack memory, and somebody to tell.
+ */
+#include "cluster.h"
+#include "dl/split.h"
+#include "heal.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#define ALIKE 0.1 /* rates that differ by less are those of equal nodes */
+#define NAME_BYTES 128u
+
+/* Nodes of one machine with the same device are equal, whatever it was doing while they measured. */
+static bool twins(const struct eng_cluster *c, uint32_t a, uint32_t b)
+{
+    const struct eng_rate *r = c->e->rates;
+    const char *da = a ? c->peers[a - 1].device : c->e->nodes[0].dev->name;
+    const char *db = b ? c->peers[b - 1].device : c->e->nodes[0].dev->name;
+    return r[a].machine && r[a].machine == r[b].machine && r[a].host == r[b].host && !strcmp(da, db);
+}
+
+static struct dl_device_rate mean_rate(const struct eng_cluster *c, uint32_t node)
+{
+    struct dl_device_rate sum = {0};
+    uint32_t n = 0;
+    for (uint32_t i = 0; i < c->e->n_slices; i++) {
+        const struct dl_device_rate *r = &c->e->rates[i].rate;
+        if (i != node && !twins(c, i, node))
+            continue;
+        sum = (struct dl_device_rate){sum.bytes_per_s + r->bytes_per_s, sum.op_ns + r->op_ns,
+                                      sum.submit_ns + r->submit_ns, sum.flops + r->flops};
+        n++;
+    }
+    return (struct dl_device_rate){sum.bytes_per_s / n, sum.op_ns / n, sum.submit_ns / n, sum.flops / n};
+}
+
+/* What is free on a machine is free for all of its nodes together; a node may have been allowed less. */
+static uint64_t memory_of(const dl_engine *e, uint32_t node)
+{
+    const struct eng_rate *r = e->rates;
+    uint64_t n = 0, most = 0;
+    for (uint32_t i = 0; i < e->n_slices; i++)
+        if (i == node || (r[i].host && r[node].host && r[node].machine && r[i].machine == r[node].machine)) {
+            most = DL_MAX(most, r[i].memory);
+            n++;
+        }
+    return DL_MIN(r[node].memory, most / n);
+}
+
+struct naming {
+    struct dl_split_node node;
+    char name[NAME_BYTES];
+};
+
+static void describe(const struct eng_cluster *c, uint32_t i, struct naming *out)
+{
+    const dl_engine *e = c->e;
+    struct dl_device_rate r = mean_rate(c, i);
+    const char *who = i ? c->peers[i - 1].link.who : "root",
+               *device = i ? c->peers[i - 1].device : e->nodes[0].dev->name;
+    size_t len = strlen(who), tail = i ? strlen(device) + 3 : 0; /* "node 2 at 10.0.0.7:9990 (cpu ...)" */
+    snprintf(out->name, sizeof out->name, "%.*s", (int)(len > tail ? len - tail : len), who);
+    out->node = (struct dl_split_node){.name = out->name,
+                                       .device = device,
+                                       .bytes_per_s = r.bytes_per_s,
+                                       .op_ns = r.op_ns,
+                                       .submit_ns = r.submit_ns,
+                                       .flops = r.flops,
+                                       .memory = memory_of(e, i)};
+}
+
+static int log_lines(enum dl_log_level level, struct dl_str *s)
+{
+    for (char *line = s->v; line && *line;) {
+        char *end = strchr(line, '\n');
+        if (end)
+            *end = 0;
+        dl_log(level, "%s", line);
+        line = end ? end + 1 : NULL;
+    }
+    s->len = 0;
+    return DL_OK;
+}
+
+static int tell(const dl_engine *e, const struct dl_split_input *in, const struct dl_split *s)
+{
+    struct dl_str text = {0};
+    int err = dl_split_text(in, s, &text);
+    if (!err)
+        err = log_lines(DL_LOG_INFO, &text);
+    if (!err)
+        err = dl_split_advice(in, s, &text);
+    if (!err && text.len)
+        err = log_lines(e->epoch ? DL_LOG_INFO : DL_LOG_WARN, &text); /* once is enough */
+    dl_str_finish(&text);
+    return err;
+}
+
+int eng_balance(dl_engine *e)
+{
+    const struct dl_engine_opts *o = &e->opts;
+    const uint32_t n = e->n_slices;
+    struct dl_split_node *nodes = dl_calloc(n, sizeof *nodes);
+    struct naming *names = dl_calloc(n, sizeof *names);
+    double shares[ENG_MOST_NODES];
+    int err = nodes && names ? DL_OK : DL_ENOMEM;
+    for (uint32_t i = 0; !err && i < n; i++) {
+        describe(e->cluster, i, &names[i]);
+        nodes[i] = names[i].node;
+    }
+    if (!err && e->heal) { /* which are less than 1 where a node could not make room for what it was to have */
+        (void)eng_heal_shares(e, shares);
+        for (uint32_t i = 0; i < n; i++)
+            if (nodes[i].memory && shares[i] < 1)
+                nodes[i].memory = DL_MAX(1, (uint64_t)((double)nodes[i].memory * shares[i]));
+    }
+    struct dl_split_input in = {.model = dl_model_name(e->model),
+                                .h = e->h,
+                                .types = &e->types,
+                                .nodes = nodes,
+                                .n_nodes = n,
+                                .link = {(double)e->link.latency_ns, e->link.bytes_per_s, e->link_nodes},
+                                .alike = ALIKE,
+                                .ctx = e->kv.refs ? e->ctx : o->ctx,
+                                .max_batch = o->max_batch,
+                                .max_out = o->max_out,
+                                .max_sessions = o->max_sessions,
+                                .kv_type = o->kv_type,
+                                .wire = o->wire};
+    struct dl_split split = {0};
+    if (!err)
+        err = dl_split_make(&in, &split);
+    if (!err) {
+        for (uint32_t i = 0; i < n; i++)
+            e->slices[i] = split.parts[i].slice;
+        e->ctx = split.ctx;
+        err = tell(e, &in, &split);
+    }
+    dl_split_finish(&split);
+    free(nodes);
+    free(names);
+    return err;
+}
