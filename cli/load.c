@@ -122,10 +122,13 @@ int cli_load_devices(const struct cli_opts *o, struct cli_engine *e)
 int cli_choose_devices(const struct cli_opts *o, struct cli_engine *e)
 {
     struct dl_cpu_opts cpu;
+    struct cli_progress bar;
     int err = cpu_opts(o, &cpu);
+    cli_progress_init(&bar, o);
     for (uint32_t i = 0; i < e->n_devices && !err; i++)
         if (!e->devices[i])
-            err = dl_device_open_best(e->model, e->workers.n + 1, &cpu, &e->devices[i]);
+            err = dl_device_open_best(e->model, e->workers.n + 1, &cpu, cli_progress, &bar, &e->devices[i]);
+    cli_progress_clear(&bar);
     return err;
 }
 
@@ -163,7 +166,17 @@ static int shares(const struct cli_opts *o, const struct cli_engine *e, double *
     *out = v;
     if (v[0] > 0)
         return DL_OK;
-    return dl_devices_shares(e->model, e->devices, e->n_devices, v);
+    struct cli_progress bar;
+    cli_progress_init(&bar, o);
+    for (uint32_t i = 0; i < e->n_devices; i++) {
+        e->devices[i]->progress = cli_progress;
+        e->devices[i]->progress_ud = &bar;
+    }
+    err = dl_devices_shares(e->model, e->devices, e->n_devices, v);
+    for (uint32_t i = 0; i < e->n_devices; i++)
+        e->devices[i]->progress = NULL;
+    cli_progress_clear(&bar);
+    return err;
 }
 
 static int kv_type(const struct cli_opts *o, enum dl_type *out)

@@ -91,7 +91,8 @@ static double token_ns(dl_device *dev, const dl_model *model, struct dl_device_r
     return ns;
 }
 
-int dl_device_open_best(const dl_model *model, uint32_t n_nodes, const struct dl_cpu_opts *cpu, dl_device **out)
+int dl_device_open_best(const dl_model *model, uint32_t n_nodes, const struct dl_cpu_opts *cpu,
+                        dl_progress_fn *progress, void *progress_ud, dl_device **out)
 {
     const uint64_t need = model ? dl_model_weight_bytes(model) / n_nodes + FITS_RESERVE : 0;
     struct dl_vulkan_info gpus[MAX_GPUS];
@@ -117,7 +118,10 @@ int dl_device_open_best(const dl_model *model, uint32_t n_nodes, const struct dl
         }
         if (best <= 0)
             best = token_ns(*out, model, &rate);
+        gpu->progress = progress;
+        gpu->progress_ud = progress_ud;
         double ns = token_ns(gpu, model, &rate);
+        gpu->progress = NULL;
         if (ns > 0 && (ns < best || best <= 0)) {
             dl_device_close(out);
             *out = gpu;

@@ -68,6 +68,20 @@ static void flip(const char *path, long size)
 
 enum { IN = 128, OUT = 64 };
 
+/* What a progress bar would have been told. */
+static struct {
+    unsigned compiling, choosing, unfinished;
+} told;
+
+static void tell(void *ud, const char *phase, uint64_t done, uint64_t total)
+{
+    assert_ptr_equal(ud, &told);
+    assert_true(total > 0 && done <= total);
+    told.compiling += !strcmp(phase, "compiling kernels");
+    told.choosing += !strcmp(phase, "choosing kernels");
+    told.unfinished = done < total;
+}
+
 /* A norm and a matrix; false where there is no device. */
 static bool compute(float out[OUT], struct vk_glsl_stats *cost)
 {
@@ -119,6 +133,9 @@ static bool compute(float out[OUT], struct vk_glsl_stats *cost)
     };
     dl_prog *prog = NULL;
     struct dl_run_args args = {.n_tokens = 1, .n_out = 0, .batch = bufs[5]};
+    memset(&told, 0, sizeof told);
+    dev->progress = tell;
+    dev->progress_ud = &told;
     assert_int_equal(dl_prog_create(dev, ops, 2, bufs, 5, &prog), 0);
     assert_int_equal(dl_device_submit(dev, prog, &args, 0, 1), 0);
     assert_int_equal(dl_device_wait(dev, 1, 60000000000u), 0);
@@ -144,6 +161,7 @@ static void test_second_start(void **state)
         skip();
     }
     assert_true(cost.compiled > 0);
+    assert_true(told.compiling > 0 && told.choosing > 0 && !told.unfinished);
     for (uint32_t i = 1; i < OUT; i++)
         assert_true(first[i] != first[0]);
     uint64_t fresh = cost.compiled;
@@ -152,6 +170,7 @@ static void test_second_start(void **state)
     dl_log_set(NULL, NULL, DL_LOG_WARN);
     assert_true(there);
     assert_int_equal(cost.compiled, 0);
+    assert_true(!told.compiling && !told.choosing); /* nothing to wait for */
     assert_true(cost.cached > 0);
     assert_memory_equal(first, again, sizeof first);
 

@@ -181,8 +181,12 @@ static int load(dl_engine *e)
         err = eng_node_buffers(e, &e->nodes[d]);
     for (uint32_t d = 0; !err && d < e->n_nodes; d++)
         err = eng_weights_load(e, &e->nodes[d], &done, total);
-    for (uint32_t d = 0; !err && d < e->n_nodes; d++)
+    for (uint32_t d = 0; !err && d < e->n_nodes; d++) {
+        e->nodes[d].dev->progress = e->progress;
+        e->nodes[d].dev->progress_ud = e->progress_ud;
         err = eng_node_programs(&e->nodes[d], NULL, NULL);
+        e->nodes[d].dev->progress = NULL;
+    }
     if (!err && e->progress)
         e->progress(e->progress_ud, "loading weights", total, total);
     if (!err && e->cluster)

@@ -142,6 +142,12 @@ static const struct dl_device_fns fns = {
     .wait = dev_wait,
 };
 
+void vk_progress(const struct vk_ctx *c, const char *phase, uint64_t done, uint64_t total)
+{
+    if (c->pub && c->pub->progress && !c->quiet)
+        c->pub->progress(c->pub->progress_ud, phase, done, total);
+}
+
 struct vk_ctx *vk_ctx_of(dl_device *dev)
 {
     return dev && dev->fns == &fns ? &device_of(dev)->ctx : NULL;
@@ -184,6 +190,7 @@ int dl_vulkan_open(const struct dl_vulkan_opts *opts, dl_device **out)
                          .max_buf_bytes = heap_bytes(c),
                          .max_tokens = c->caps.software ? 128 : 512,
                          .copies = UINT32_MAX};
+    c->pub = &d->pub;
     snprintf(d->pub.kind, sizeof d->pub.kind, "vulkan:%u", c->index);
     snprintf(d->pub.name, sizeof d->pub.name, "%.127s", c->label);
     *out = &d->pub;

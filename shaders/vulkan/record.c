@@ -457,6 +457,18 @@ static int keep_ops(struct vk_prog *p, const struct dl_op *ops)
     return DL_OK;
 }
 
+/* What comes from the caches takes a moment and is not worth a word. */
+struct compiling {
+    struct vk_ctx *ctx;
+    uint64_t before;
+};
+static void compiling(void *ud, size_t done, size_t all)
+{
+    const struct compiling *w = ud;
+    if (vk_glsl_stats().compiled != w->before)
+        vk_progress(w->ctx, "compiling kernels", done, all);
+}
+
 /* Compiles what the smallest and the largest batch need, while loading and not at the first token; says early what cannot be
  * lowered. There is no batch buffer yet: lowerings only ask how large it is. */
 static int prepare(struct vk_ctx *c, const struct vk_prog *p)
@@ -471,13 +483,14 @@ static int prepare(struct vk_ctx *c, const struct vk_prog *p)
                            .plane_row = {4096},
                            .plane_bytes = {4096},
                            .chunk_rows = 1};
+    struct compiling now = {c, vk_glsl_stats().compiled};
     int err = DL_OK;
     for (int largest = 0; !err && largest < 2; largest++) {
         struct lowered w;
         uint32_t n = p->max_tokens == UINT32_MAX ? 1 : p->max_tokens, n_out = p->max_out == UINT32_MAX ? 1 : p->max_out;
         err = lower_all(c, p, &batch, largest ? n : 1, largest ? n_out : 1, 0, &w);
         if (!err)
-            err = vk_pipes_prepare(c->pipes, w.l.out, w.l.n, NULL, NULL);
+            err = vk_pipes_prepare(c->pipes, w.l.out, w.l.n, compiling, &now);
         lowered_finish(&w);
     }
     return err;

@@ -17,7 +17,8 @@
 #define BUDGET_S 3.0
 #define TIME_NS 25000000u     /* of runs per candidate */
 #define LEAST_WORK (1u << 20) /* multiply-adds: smaller ops are not worth timing */
-#define VERSION "choices 1"   /* of the file, and of what candidates' names mean */
+#define PHASE "choosing kernels"
+#define VERSION "choices 1" /* of the file, and of what candidates' names mean */
 
 struct choice {
     char key[128], name[64];
@@ -210,7 +211,9 @@ static int try(struct vk_lower *l, const char *kernel, const char *name, struct 
     t->kernel = kernel;
     t->name = name;
     t->met = false;
+    l->ctx->quiet = true;
     int err = what == VK_TRIAL_CHECK ? vk_trial_check(trial, out) : vk_trial_time(trial, TIME_NS, &ns);
+    l->ctx->quiet = false;
     t->kernel = NULL;
     if (what == VK_TRIAL_TIME)
         *out = (double)ns;
@@ -281,6 +284,7 @@ static int measure(struct vk_lower *l, const char *kernel, const struct dl_op *o
         if (best >= 0 && (!timed || t->spent_ns > t->budget_ns))
             break;
         uint64_t start = dl_now_ns();
+        vk_progress(l->ctx, PHASE, DL_MIN(t->spent_ns, t->budget_ns - 1), t->budget_ns);
         err = check(l, kernel, op, names[i], &right);
         ns = 0;
         if (!err && right && timed && t->spent_ns <= t->budget_ns) {
@@ -300,6 +304,7 @@ static int measure(struct vk_lower *l, const char *kernel, const struct dl_op *o
             least = ns;
         }
     }
+    vk_progress(l->ctx, PHASE, t->budget_ns, t->budget_ns);
     vk_trial_destroy(&trial);
     if (err && vk_lost(l->ctx))
         return err;

@@ -60,8 +60,10 @@ struct vk_tune;   /* tune.c */
 struct vk_ctx {
     enum dl_log_level absent_level; /* at which it is said that there is no Vulkan */
     struct vk_caps caps;
-    char label[300]; /* "vulkan:0 llvmpipe ...": how messages begin */
-    uint32_t index;  /* among the physical devices */
+    const dl_device *pub; /* whoever owns the device may want to know how far it is; NULL: nobody */
+    bool quiet;           /* within something that reports its own progress */
+    char label[300];      /* "vulkan:0 llvmpipe ...": how messages begin */
+    uint32_t index;       /* among the physical devices */
     VkInstance instance;
     VkPhysicalDevice phys;
     VkDevice device;
@@ -112,6 +114,9 @@ void vk_caps_switches(VkPhysicalDevice phys, const struct vk_caps *caps, struct 
 
 /* Logs a failed call by its name and result and maps it to DL_ENOMEM / DL_EDEVICE / DL_EUNSUP; notes a lost device. Any thread. */
 int vk_fail(struct vk_ctx *c, VkResult r, const char *what);
+
+/* Tells the device's owner how far something long is, where it wants to know (dl_progress_fn). */
+void vk_progress(const struct vk_ctx *c, const char *phase, uint64_t done, uint64_t total);
 
 /* vkQueueSubmit under the lock. Any thread. */
 VkResult vk_queue_submit(struct vk_ctx *c, uint32_t n, const VkSubmitInfo *infos, VkFence fence);

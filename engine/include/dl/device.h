@@ -21,6 +21,10 @@ struct dl_run_args {
     dl_buf *batch;
 };
 
+/* What something long does, for a progress bar: `done` of `total` of what `phase` is about ("loading weights", "compiling kernels");
+ * called on the engine thread, ends with done == total. */
+typedef void dl_progress_fn(void *ud, const char *phase, uint64_t done, uint64_t total);
+
 struct dl_device_fns {
     /* Waits until the device is idle. All buffers and programs are already destroyed. */
     void (*destroy)(dl_device *dev);
@@ -58,6 +62,8 @@ struct dl_device {
     uint64_t
         device_at; /* kept by the front: highest signal submitted so far, and highest host value waited for. Whoever */
     uint64_t host_at; /* uses an idle device next counts on from there */
+    dl_progress_fn *progress; /* whoever owns the device may set these: told by dl_prog_create about kernels that it compiles */
+    void *progress_ud;        /* and measures, which is slow at a first start. NULL: nobody is */
 };
 
 /* The public part of a buffer, first member of every implementation's struct. */

@@ -29,13 +29,11 @@ double dl_device_token_ns(const struct dl_device_rate *rate, const struct dl_mod
 
 /* "auto": the CPU or the GPU that decodes this model fastest by measurement, among those whose memory holds its n-th part (n >= 1: the
  * nodes that share it). model NULL: a common one, of whatever size. Machines without a GPU measure nothing. What is chosen and
- * why is logged at INFO. */
-int dl_device_open_best(const dl_model *model, uint32_t n, const struct dl_cpu_opts *cpu, dl_device **out);
+ * why is logged at INFO. progress, which may be NULL, is told of kernels that are compiled for it. */
+int dl_device_open_best(const dl_model *model, uint32_t n, const struct dl_cpu_opts *cpu, dl_progress_fn *progress,
+                        void *progress_ud, dl_device **out);
 /* Relative shares of n devices by their measured rates, for dl_engine_opts.shares. */
 int dl_devices_shares(const dl_model *model, dl_device *const *devices, uint32_t n, double *shares);
-
-/* What loading does, for a progress bar: `done` of `total` bytes; called on the engine thread, ends with done == total. */
-typedef void dl_progress_fn(void *ud, const char *phase, uint64_t done, uint64_t total);
 
 /* How well an engine is. DEGRADED: it computes without some of its nodes. HEALING: a node was lost, and a call is about to do without it or
  * to get it back. DOWN: that did not work; every later step tries again. */
