@@ -19,6 +19,8 @@ int cli_cmd_tokenize(const struct cli_opts *o);
 int cli_cmd_inspect(const struct cli_opts *o);
 int cli_cmd_devices(const struct cli_opts *o);
 int cli_cmd_perplexity(const struct cli_opts *o);
+int cli_cmd_bench(const struct cli_opts *o);
+int cli_cmd_bench_ops(const struct cli_opts *o);
 int cli_cmd_worker(const struct cli_opts *o);
 int cli_cmd_keygen(const struct cli_opts *o);
 
@@ -106,7 +108,7 @@ int cli_wire(const struct cli_opts *o, bool cluster, enum dl_type *out);
 
 #define CLI_MAX_DEVICES 16
 
-/* What a command computes with. Zero-initialised is empty. */
+/* What a command computes with. Zero-initialised is empty. A command that opens the model or the devices itself does so before cli_load. */
 struct cli_engine {
     void *demo; /* the demo model's bytes, else NULL */
     dl_model *model;
@@ -115,6 +117,7 @@ struct cli_engine {
     uint32_t n_devices;
     struct cli_workers workers; /* the rest of the cluster */
     struct cli_cluster *cluster; /* the way to them; NULL without */
+    uint32_t max_sessions;      /* set by the command; 0: one */
     dl_engine *engine;
     char rates[512]; /* the file in which measured speeds are kept */
     struct dl_engine_info info;
@@ -128,6 +131,8 @@ enum cli_file cli_file_kind(const char *path); /* by its first bytes; OTHER also
 int cli_load_tokenizer(const char *model, const char *tokenizer, dl_tokenizer **out);
 /* Opens the devices of --device into e; `auto` leaves its place NULL until the model is known. */
 int cli_load_devices(const struct cli_opts *o, struct cli_engine *e);
+/* --kv; f16 without. */
+int cli_kv_type(const struct cli_opts *o, enum dl_type *out);
 /* Opens what `auto` left. e->model may be NULL: the fastest device then, for any model. */
 int cli_choose_devices(const struct cli_opts *o, struct cli_engine *e);
 /* Everything: model (the demo without one), tokenizer, devices, engine. ctx: where --ctx is not given and the model knows

@@ -179,7 +179,7 @@ static int shares(const struct cli_opts *o, const struct cli_engine *e, double *
     return err;
 }
 
-static int kv_type(const struct cli_opts *o, enum dl_type *out)
+int cli_kv_type(const struct cli_opts *o, enum dl_type *out)
 {
     static const enum dl_type types[] = {DL_F16, DL_Q80, DL_F32};
     *out = DL_F16;
@@ -198,7 +198,7 @@ static int make_engine(const struct cli_opts *o, uint32_t ctx, uint32_t max_out,
     double share[CLI_MAX_WORKERS + 1] = {0};
     const double *by = NULL;
     enum dl_type kv, wire;
-    int err = kv_type(o, &kv);
+    int err = cli_kv_type(o, &kv);
     if (!err)
         err = cli_wire(o, e->workers.n, &wire);
     if (!err)
@@ -220,6 +220,7 @@ static int make_engine(const struct cli_opts *o, uint32_t ctx, uint32_t max_out,
         .ctx = ctx,
         .max_batch = (uint32_t)o->batch,
         .max_out = max_out,
+        .max_sessions = e->max_sessions,
         .kv_type = kv,
         .wire = wire,
         .progress = cli_progress,
@@ -236,19 +237,19 @@ int cli_load(const struct cli_opts *o, uint32_t ctx, uint32_t max_out, struct cl
 {
     uint64_t start = dl_now_ns();
     enum dl_type kv, wire;
-    int err = kv_type(o, &kv);
-    if (!err)
+    int err = cli_kv_type(o, &kv);
+    if (!err && !e->workers.n)
         err = cli_workers_parse(o, &e->workers);
     if (!err)
         err = cli_wire(o, e->workers.n, &wire);
-    if (!err)
+    if (!err && !e->n_devices)
         err = cli_load_devices(o, e); /* first: a wrong option is to be seen before a large file is read */
     if (!err && e->workers.n && e->n_devices > 1)
         err = cli_usage("--device: in a cluster a node computes with one device: start a worker for each other");
     double share[CLI_MAX_WORKERS + 1];
     if (!err && o->split)
         err = parse_split(o, n_shares(e), share);
-    if (!err)
+    if (!err && !e->model)
         err = model_open(o, e);
     if (!err)
         err = cli_choose_devices(o, e);

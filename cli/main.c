@@ -26,6 +26,21 @@ static const struct cli_command commands[] = {
      cli_cmd_worker},
     {"keygen", "FILE", CLI_KEYGEN, "Makes the key that all nodes of a cluster share.", "dllama-vk keygen cluster.key",
      "Copy the file to every machine, readable for its user alone. Who has it may use the cluster.", cli_cmd_keygen},
+    {"bench", "[MODEL]", CLI_BENCH, "Measures how fast a model is evaluated, and what share of the limit that is.",
+     "dllama-vk bench --shape llama3.2-1b --depth 0,2K --json",
+     "ppN: N tokens of a prompt; tgN: N tokens, one after the other. The median of the repetitions counts. The "
+     "roofline is\n"
+     "the speed times the bytes that this node has to read per token, by the read bandwidth of the same devices and\n"
+     "threads, measured in between. With --workers, the other nodes make the weights of a --shape up themselves.\n"
+     "More: dllama-vk bench ops --help",
+     cli_cmd_bench},
+    {"bench ops", "[MODEL]", CLI_BENCH_OPS, "Measures every kernel by itself, for slices of several sizes.",
+     "dllama-vk bench ops --shape llama3.1-8b --device cpu,vulkan:0",
+     "Each op of a layer and of the output, for 1, 8 and --batch tokens, with weights that no cache holds. The limit "
+     "is the\n"
+     "lesser of the read bandwidth and what the best matrix product reaches, both as measured; ops whose data caches\n"
+     "hold have none.",
+     cli_cmd_bench_ops},
     {"devices", "", CLI_DEVICES, "Shows what this machine can compute on.", "dllama-vk devices --json", NULL,
      cli_cmd_devices},
     {"inspect", "FILE", CLI_INSPECT, "Shows what is in a model or tokenizer file (.gguf, .m, .t).",
@@ -95,6 +110,17 @@ static const struct cli_command *find(const char *name)
     return NULL;
 }
 
+/* "bench" and "ops": a command of two words. */
+static const struct cli_command *find_sub(const char *name, const char *word)
+{
+    size_t n = strlen(name);
+    for (size_t i = 0; i < DL_COUNT_OF(commands); i++)
+        if (!strncmp(commands[i].name, name, n) && commands[i].name[n] == ' ' &&
+            !strcmp(commands[i].name + n + 1, word))
+            return &commands[i];
+    return NULL;
+}
+
 static int dispatch(int argc, char **argv)
 {
     if (argc < 2)
@@ -107,7 +133,12 @@ static int dispatch(int argc, char **argv)
         return cli_outf("dllama-vk %s\n", DL_VERSION);
     if (help)
         name = argv[2];
-    const struct cli_command *c = find(name);
+    const struct cli_command *c = find(name), *sub = argc > 2 + help ? find_sub(name, argv[2 + help]) : NULL;
+    if (sub) {
+        c = sub;
+        argc--;
+        argv++;
+    }
     if (!c)
         return cli_usage("%s: unknown %s, see dllama-vk --help", name, *name == '-' ? "option" : "command");
     if (help)

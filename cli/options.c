@@ -10,6 +10,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "dl/model.h"
 #include "dl/text.h"
 
 enum kind { FLAG, STR, LIST, UINT, SIZE, REAL };
@@ -187,6 +188,8 @@ int cli_options_help(const struct cli_command *c, struct dl_str *out)
         for (int k = DL_CHAT_NONE + 1; i == CLI_OPT_TEMPLATE && k < DL_CHAT_COUNT && !err; k++)
             err = dl_str_addf(out, "%s %s", k == DL_CHAT_DEEPSEEK ? "\n                          " : "",
                               dl_chat_name((enum dl_chat_kind)k));
+        for (uint32_t k = 0; i == CLI_OPT_SHAPE && dl_shape_name(k) && !err; k++)
+            err = dl_str_addf(out, "%s %s", k % 4 ? "" : "\n                          ", dl_shape_name(k));
         if (!err)
             err = dl_str_addz(out, "\n");
     }

@@ -10,6 +10,7 @@
 #include <stdio.h>
 
 #include "dl/device.h"
+#include "dl/model.h"
 
 /* What a command returns besides 0 and negative dl_err codes: the command line was wrong, one line was logged. */
 #define CLI_USAGE 1
@@ -23,9 +24,13 @@ enum {
     CLI_PERPLEXITY = 16,
     CLI_WORKER = 32,
     CLI_KEYGEN = 64,
-    CLI_ALL = 127,
-    CLI_COMPUTE = CLI_RUN | CLI_PERPLEXITY,
+    CLI_BENCH = 1024,
+    CLI_BENCH_OPS = 2048,
+    CLI_ALL = 8191,
+    CLI_COMPUTE = CLI_RUN | CLI_PERPLEXITY | CLI_BENCH,
+    CLI_BENCHES = CLI_BENCH | CLI_BENCH_OPS,
     CLI_CLUSTER = CLI_COMPUTE | CLI_WORKER,
+    CLI_LOCAL = CLI_CLUSTER | CLI_DEVICES | CLI_BENCH_OPS,
     CLI_TEXT = CLI_RUN | CLI_TOKENIZE
 };
 
@@ -36,7 +41,7 @@ enum {
     X(FILE, 'f', "file", "FILE", STR, file, 0, 0, CLI_TEXT | CLI_PERPLEXITY, "read the text from FILE (-: stdin)")   \
     X(PROMPT_IDS, 0, "prompt-ids", "1,5,9", STR, prompt_ids, 0, 0, CLI_RUN, "token ids as the prompt, no BOS added") \
     X(N, 'n', "tokens", "N", UINT, n, 0, 1u << 30, CLI_RUN, "tokens to generate at most")                            \
-    X(TOKENIZER, 0, "tokenizer", "FILE", STR, tokenizer, 0, 0, CLI_COMPUTE | CLI_TOKENIZE | CLI_INSPECT,             \
+    X(TOKENIZER, 0, "tokenizer", "FILE", STR, tokenizer, 0, 0, CLI_TEXT | CLI_PERPLEXITY | CLI_INSPECT,              \
       "tokenizer (.t or .gguf) to use; for a .m the .t beside it is found")                                          \
     X(CHAT, 0, "chat", NULL, FLAG, chat, 0, 0, CLI_RUN, "use the chat template (default where there is one)")        \
     X(RAW, 0, "raw", NULL, FLAG, raw, 0, 0, CLI_RUN, "continue the text as it is, without a chat template")          \
@@ -52,14 +57,14 @@ enum {
     X(SEED, 0, "seed", "S", UINT, seed, 0, 1.8e19, CLI_RUN, "same seed, same text (default: from the clock)")        \
     X(CTX, 0, "ctx", "N", SIZE, ctx, 1, 1u << 24, CLI_COMPUTE,                                                       \
       "context in tokens (default: the model's, at most 8192)")                                                      \
-    X(BATCH, 0, "batch", "N", UINT, batch, 1, 65536, CLI_COMPUTE, "largest prefill batch (default 128)")             \
-    X(THREADS, 0, "threads", "N", UINT, threads, 1, DL_CPU_MAX_THREADS, CLI_CLUSTER | CLI_DEVICES,                   \
+    X(BATCH, 0, "batch", "N", UINT, batch, 1, 65536, CLI_COMPUTE | CLI_BENCHES, "largest prefill batch (default 128)")\
+    X(THREADS, 0, "threads", "N", UINT, threads, 1, DL_CPU_MAX_THREADS, CLI_LOCAL,                                   \
       "threads of the CPU device (default: one per processor)")                                                      \
-    X(DEVICE, 0, "device", "LIST", STR, device, 0, 0, CLI_CLUSTER | CLI_DEVICES,                                     \
+    X(DEVICE, 0, "device", "LIST", STR, device, 0, 0, CLI_LOCAL,                                                     \
       "devices to use, e.g. auto, cpu, vulkan:1 (default auto)")                                                     \
     X(SPLIT, 0, "split", "W0:W1", STR, split, 0, 0, CLI_COMPUTE,                                                     \
       "share of the model per device, in a cluster per node, root first (default auto)")                             \
-    X(KV, 0, "kv", "TYPE", STR, kv, 0, 0, CLI_COMPUTE, "type of the KV cache: f16 (default), q80, f32")              \
+    X(KV, 0, "kv", "TYPE", STR, kv, 0, 0, CLI_COMPUTE | CLI_BENCHES, "type of the KV cache: f16 (default), q80, f32")\
     X(WORKERS, 0, "workers", "HOST:PORT,...", STR, workers, 0, 0, CLI_COMPUTE,                                       \
       "machines to compute with, `dllama-vk worker` runs on each (default port 9990)")                               \
     X(WIRE, 0, "wire", "TYPE", STR, wire, 0, 0, CLI_COMPUTE,                                                         \
@@ -80,6 +85,19 @@ enum {
     X(NO_BOS, 0, "no-bos", NULL, FLAG, no_bos, 0, 0, CLI_TOKENIZE, "do not put BOS first")                           \
     X(NO_SPECIAL, 0, "no-special", NULL, FLAG, no_special, 0, 0, CLI_TOKENIZE, "special tokens are plain text")      \
     X(DECODE, 0, "decode", NULL, FLAG, decode, 0, 0, CLI_TOKENIZE, "ids on stdin (or -p, -f) to text")               \
+    X(SHAPE, 0, "shape", "NAME", STR, shape, 0, 0, CLI_BENCHES, "a model with made-up weights, instead of a file:")  \
+    X(LAYERS, 0, "layers", "N", UINT, layers, 1, DL_MAX_LAYERS, CLI_BENCHES, "cuts the --shape to N layers")         \
+    X(PP, 0, "pp", "N", UINT, pp, 0, 1u << 20, CLI_BENCH, "prompt tokens to measure, 0: none (default 288)")         \
+    X(TG, 0, "tg", "N", UINT, tg, 0, 1u << 20, CLI_BENCH, "tokens to decode, 0: none (default 48)")                  \
+    X(REPS, 0, "reps", "N", UINT, reps, 1, 100, CLI_BENCHES, "repetitions, beside one that warms up (default 5)")    \
+    X(DEPTH, 0, "depth", "N,...", STR, depth, 0, 0, CLI_BENCHES,                                                     \
+      "tokens in the context before, e.g. 0,2K,4K (default 0; of ops 512)")                                          \
+    X(PARALLEL, 0, "parallel", "N", UINT, parallel, 1, 256, CLI_BENCH, "sequences decoded at once (default 1)")      \
+    X(NODES, 0, "nodes", "N,...", STR, nodes, 0, 0, CLI_BENCHES,                                                     \
+      "node counts to measure, e.g. 1,2,4 (default: all --workers; of ops 1,2,4,8)")                                 \
+    X(COMPARE, 0, "compare", "OLD.json", STR, compare, 0, 0, CLI_BENCHES,                                            \
+      "adds how much faster this is than what an earlier --json printed")                                            \
+    X(PLOT, 0, "plot", "FILE.svg", STR, plot, 0, 0, CLI_BENCH, "draws the speeds over --depth or --nodes")           \
     X(JSON, 0, "json", NULL, FLAG, json, 0, 0, CLI_ALL, "one JSON object per result line on stdout")                 \
     X(QUIET, 0, "quiet", NULL, FLAG, quiet, 0, 0, CLI_ALL, "only errors on stderr")                                  \
     X(VERBOSE, 0, "verbose", NULL, FLAG, verbose, 0, 0, CLI_ALL, "say more on stderr (inspect: list everything)")    \
@@ -100,9 +118,9 @@ struct cli_list {
 struct cli_opts {
     const char *model; /* the operand: MODEL or FILE; NULL when absent */
     const char *prompt, *file, *prompt_ids, *tokenizer, *system, *chat_template, *device, *split, *kv, *dump_logits;
-    const char *workers, *wire, *listen, *key, *local;
+    const char *workers, *wire, *listen, *key, *local, *shape, *depth, *nodes, *compare, *plot;
     struct cli_list stop;
-    uint64_t n, top_k, seed, ctx, batch, threads, cache_size;
+    uint64_t n, top_k, seed, ctx, batch, threads, cache_size, layers, pp, tg, reps, parallel;
     double temp, top_p, min_p, repeat_penalty;
     bool chat, raw, ids, no_bos, no_special, decode, insecure, once, json, quiet, verbose, help;
     uint64_t given; /* bit i: option i stands on the command line */

@@ -6,11 +6,12 @@
 #include "cli.h"
 
 #include <errno.h>
-#include <jansson.h>
 #include <stdlib.h>
 #include <string.h>
 #include <time.h>
 #include <unistd.h>
+
+#include "nodes.h"
 
 /* Wrong combinations that need no model to be seen. */
 static int check(const struct cli_opts *o)
@@ -144,33 +145,6 @@ static int make_tokens(const struct cli_opts *o, const struct cli_engine *e, enu
     return err;
 }
 
-/* "cpu (avx2, 2 threads)" is `cpu` to --device. The root's devices are known one by one. */
-static json_t *devices(const struct cli_gen *g, uint32_t node)
-{
-    json_t *all = json_array();
-    for (uint32_t i = 0; !node && i < g->e->n_devices; i++)
-        json_array_append_new(all, json_string(g->e->devices[i]->kind));
-    const char *name = g->nodes[node].device;
-    if (node)
-        json_array_append_new(all, json_stringn(name, strcspn(name, " ")));
-    return all;
-}
-
-static json_t *nodes(const struct cli_gen *g)
-{
-    json_t *all = json_array();
-    for (uint32_t i = 0; i < g->n_nodes; i++) {
-        const struct dl_engine_stats *s = &g->nodes[i].stats;
-        json_array_append_new(all, json_pack("{s:s,s:o,s:f,s:f,s:f,s:f,s:f,s:I,s:I}", "name", g->nodes[i].name,
-                                             "devices", devices(g, i), "share", g->nodes[i].share, "compute_ms",
-                                             (double)s->compute_ns / 1e6, "exchange_ms", (double)s->exchange_ns / 1e6,
-                                             "exchange_hidden_ms", (double)s->exchange_hidden_ns / 1e6, "idle_ms",
-                                             (double)s->idle_ns / 1e6, "sent_bytes", (json_int_t)s->sent_bytes,
-                                             "received_bytes", (json_int_t)s->received_bytes));
-    }
-    return all;
-}
-
 static int print_json(const struct cli_gen *g)
 {
     json_t *all = json_pack("{s:I,s:I,s:f,s:f,s:f,s:f,s:s,s:s%,s:o}", "prompt_tokens", (json_int_t)g->n_prompt,
@@ -178,7 +152,8 @@ static int print_json(const struct cli_gen *g)
                             cli_per_second(g->n_evaluated, g->prefill_ns), "decode_tok_s",
                             cli_per_second(g->n_steps, g->decode_ns), "ttft_ms", (double)g->ttft_ns / 1e6, "load_ms",
                             (double)g->e->load_ns / 1e6, "finish_reason", cli_finish_name(g->finish), "text",
-                            g->text.v ? g->text.v : "", g->text.len, "nodes", nodes(g));
+                            g->text.v ? g->text.v : "", g->text.len, "nodes",
+                            cli_nodes_json(g->e, g->nodes, g->n_nodes));
     char *line = all ? json_dumps(all, JSON_COMPACT | JSON_REAL_PRECISION(9)) : NULL;
     int err = line ? cli_outf("%s\n", line) : dl_fail(DL_ENOMEM, "run: cannot write the result as JSON");
     free(line);

@@ -37,6 +37,12 @@ static const struct {
     {"perplexity",
      {"-f", "--ctx", "--batch", "--device", "--threads", "--kv", "--tokenizer", "--quiet", "--json", "--workers",
       "--split", "--wire", "--key", "--insecure"}},
+    {"bench", {"--shape", "--layers",  "--pp",   "--tg",      "--reps", "--depth", "--parallel",
+               "--nodes", "--compare", "--plot", "--device",  "--ctx",  "--batch", "--threads",
+               "--kv",    "--split",   "--wire", "--workers", "--key",  "--json"}},
+    {"bench ops",
+     {"--shape", "--layers", "--reps", "--depth", "--nodes", "--compare", "--device", "--batch", "--threads", "--kv",
+      "--json"}},
     {"inspect", {"--tokenizer", "--quiet", "--verbose", "--json"}},
     {"devices", {"--device", "--threads", "--quiet", "--verbose", "--json"}},
 };
@@ -84,6 +90,8 @@ static void test_help(void **state)
                        : !strcmp(name, "perplexity") ? CLI_PERPLEXITY
                        : !strcmp(name, "inspect")    ? CLI_INSPECT
                        : !strcmp(name, "worker")     ? CLI_WORKER
+                       : !strcmp(name, "bench")      ? CLI_BENCH
+                       : !strcmp(name, "bench ops")  ? CLI_BENCH_OPS
                        : !strcmp(name, "keygen")     ? CLI_KEYGEN
                                                      : CLI_DEVICES;
         for (size_t i = 0; i < DL_COUNT_OF(table); i++)

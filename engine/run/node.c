@@ -82,6 +82,14 @@ double eng_slice_share(const struct dl_model_header *h, const struct dl_slice *s
     return all > 0 ? mine / all : 0;
 }
 
+uint64_t dl_engine_read_bytes(const dl_engine *e, const struct dl_batch_load *b)
+{
+    uint64_t n = 0;
+    for (uint32_t d = 0; d < e->n_nodes; d++)
+        n += dl_plan_read_bytes(&e->nodes[d].mp->plan, b);
+    return n;
+}
+
 int eng_batch_buffers(dl_engine *e)
 {
     int err = eng_batch_init(&e->batch, &e->shape);

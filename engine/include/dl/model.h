@@ -198,6 +198,16 @@ int dl_plan_build(const struct dl_model_header *h, const struct dl_tensor_types 
                   uint32_t node, uint32_t n_nodes, const struct dl_plan_opts *opts, struct dl_model_plan **out);
 void dl_plan_destroy(struct dl_model_plan **plan); /* nulls, accepts &NULL */
 
+/* A batch, as far as it matters for what has to be read: n_tokens tokens of n_seqs sequences, each with `context` positions after it, and n_out
+ * wanted rows of logits. */
+struct dl_batch_load {
+    uint32_t n_tokens, n_out, n_seqs, context;
+};
+/* Bytes of weights and KV cache that a plan, or one op of it, reads for such a batch: each weight once, of experts as many as that many
+ * tokens choose on average. Activations, which caches hold, do not count, nor do embedding rows. Pure. */
+uint64_t dl_plan_read_bytes(const struct dl_plan *plan, const struct dl_batch_load *b);
+uint64_t dl_op_read_bytes(const struct dl_plan *plan, const struct dl_op *op, const struct dl_batch_load *b);
+
 /* -------------------------------------------------------------------------------------------- demo model */
 
 /* The built-in model as a GGUF image with its vocabulary, constructed by code (engine/model/demo.c says how). The caller frees

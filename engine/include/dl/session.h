@@ -105,6 +105,9 @@ void dl_engine_health(const dl_engine *engine, struct dl_engine_health *out);
  * DL_OK. Errors as of dl_engine_step. */
 int dl_engine_tend(dl_engine *engine);
 
+/* Bytes that the devices of this process read for such a batch (dl_plan_read_bytes); tokens beyond max_batch are not one batch. */
+uint64_t dl_engine_read_bytes(const dl_engine *engine, const struct dl_batch_load *b);
+
 /* Where the time of this node went, since creation or the last reset. idle: neither computing nor exchanging. */
 struct dl_engine_stats {
     uint64_t steps, tokens;
