@@ -1,0 +1,289 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * tests/test_cluster_mend.c: what else an engine that outlives its nodes has to get right: rows of logits and sessions that were not part of
+ * the step, workers that fail but live, nodes that are too small, and an end to the waiting.
+ */
+#include "heal_rig.h"
+
+/* Several sessions, of which one rests while nodes go: its KV is made again when it is its turn. And rows of a step whose nodes are gone. */
+static void sessions_and_rows(void **state)
+{
+    (void)state;
+    struct heal h;
+    struct rig r;
+    struct dl_engine_opts o = rig_opts();
+    o.max_sessions = 3;
+    o.max_batch = 8; /* again in several pieces */
+    rig_alone(&r, NULL, o);
+    heal_open(&h, NULL, 3);
+    h.faults = (struct dl_loopback_faults){.die_node = 1, .die_after_sends = 7}; /* the answer to a FETCH below */
+    rig_log_begin();
+    assert_int_equal(heal_start(&h, o), 0);
+    const uint32_t vocab = rig_vocab(&r);
+    for (int first = 7; first < 40 && !h.out[0]; first++) {
+        float *row, *again;
+        dl_session *s[2][3];
+        dl_engine *e[2] = {r.engine, h.r.engine};
+        struct dl_step_item items[2][2];
+        for (int i = 0; i < 2; i++) {
+            struct dl_step_item one = {.want = DL_WANT_NONE};
+            for (int k = 0; k < 3; k++)
+                assert_int_equal(dl_session_create(e[i], &s[i][k]), 0);
+            assert_int_equal(dl_session_feed(s[i][2], r.prompt, 11, NULL, NULL, &one), 0);
+            items[i][0] = (struct dl_step_item){.session = s[i][0], .tokens = r.prompt, .n = 3, .want = DL_WANT_ALL};
+            items[i][1] =
+                (struct dl_step_item){.session = s[i][1], .tokens = r.prompt + 4, .n = 5, .want = DL_WANT_TOP, .k = 4};
+            assert_int_equal(dl_engine_step(e[i], items[i], 2), 0);
+        }
+        assert_true(rig_nmse(items[1][0].logits, items[0][0].logits, 3 * vocab) < 1e-6);
+        for (int k = 0; k < 4; k++)
+            assert_int_equal(items[0][1].top[k].id, items[1][1].top[k].id);
+        for (uint32_t w = 0; w < 4; w++) {
+            assert_int_equal(dl_engine_logits(e[0], w, &row), 0);
+            assert_int_equal(dl_engine_logits(e[1], w, &again), 0);
+            assert_true(rig_nmse(again, row, vocab) < 1e-6);
+        }
+        assert_int_equal(dl_engine_logits(e[1], 4, &again), DL_EINVAL);
+        for (int i = 0; i < 2; i++) { /* the one that rested */
+            struct dl_step_item one = {.session = s[i][2], .tokens = r.prompt + 11, .n = 2, .want = DL_WANT_LAST};
+            assert_int_equal(dl_engine_step(e[i], &one, 1), 0);
+            items[i][0] = one;
+        }
+        assert_true(rig_nmse(items[1][0].logits, items[0][0].logits, vocab) < 1e-6);
+        assert_int_equal(dl_session_len(s[1][0]), 3);
+        assert_int_equal(dl_session_len(s[1][2]), 13);
+        for (int i = 0; i < 2; i++)
+            for (int k = 0; k < 3; k++)
+                dl_session_destroy(&s[i][k]);
+        struct dl_engine_stats stats;
+        dl_engine_stats(h.r.engine, &stats);
+        assert_true(stats.sent_bytes > 0 && stats.sent_bytes < UINT64_C(1) << 40);
+        if (h.connects > 1) { /* the next life, in which it happens a message later */
+            heal_end(&h);
+            h.faults.die_after_sends = (uint64_t)first;
+            assert_int_equal(heal_start(&h, o), 0);
+        } else {
+            break;
+        }
+    }
+    assert_true(rig_log_has("logits of step"));
+    assert_true(rig_log_has(", logits: "));
+    heal_end(&h);
+    heal_close(&h);
+    dl_engine_destroy(&r.engine);
+    rig_close(&r);
+    rig_log_end();
+}
+
+static const struct dl_device_fns *true_fns;
+static uint64_t broken_at, submitted, room, refused_bytes;
+static int broken_submit(dl_device *dev, dl_prog *prog, const struct dl_run_args *args, uint64_t wait, uint64_t signal)
+{
+    if (++submitted == broken_at)
+        return dl_fail(DL_EDEVICE, "test: this device has broken");
+    return true_fns->submit(dev, prog, args, wait, signal);
+}
+
+/* A worker that fails and lives is no reason to do without it; one that does so again and again is. */
+static void a_device_that_breaks(void **state)
+{
+    (void)state;
+    struct heal h;
+    healthy(NULL);
+    heal_open(&h, NULL, 3);
+    dl_device *dev = h.r.workers[2].dev;
+    true_fns = dev->fns;
+    struct dl_device_fns broken = *dev->fns;
+    broken.submit = broken_submit;
+    dev->fns = &broken;
+    rig_log_begin();
+    submitted = 0;
+    broken_at = 9;
+    assert_int_equal(heal_start(&h, rig_opts()), 0);
+    assert_int_equal(life(h.r.engine, h.r.prompt, got, got_row), 0);
+    assert_memory_equal(got, want, sizeof want);
+    assert_true(rig_log_has("node 2 failed in step 2: its device has failed; going on with 3 of 3 nodes"));
+    submitted = 0;
+    assert_int_equal(life(h.r.engine, h.r.prompt, got, got_row), 0);
+    assert_memory_equal(got, want, sizeof want);
+    assert_true(rig_log_has("its device has failed; going on with 2 of 3 nodes"));
+    dev->fns = true_fns;
+    heal_end(&h);
+    heal_close(&h);
+    rig_log_end();
+}
+
+/* Only so much memory on a device, as its driver would say it. */
+static int scarce_create(dl_device *dev, const struct dl_buf_desc *desc, dl_buf **out)
+{
+    if (room && desc->use == DL_BUF_ACT && desc->bytes > room) {
+        refused_bytes = desc->bytes;
+        return dl_fail(DL_ELIMIT, "test: no room for %s", desc->name);
+    }
+    return true_fns->buf_create(dev, desc, out);
+}
+
+/* What is left cannot hold the model: the step fails with a reason; the engine lives, and is whole again when a node is. */
+static void what_is_left_is_too_small(void **state)
+{
+    (void)state;
+    struct heal h;
+    healthy(NULL);
+    heal_open(&h, NULL, 3);
+    true_fns = h.r.dev->fns;
+    struct dl_device_fns scarce = *true_fns;
+    scarce.buf_create = scarce_create;
+    h.r.dev->fns = &scarce;
+    rig_log_begin();
+    h.faults = (struct dl_loopback_faults){.die_node = 2, .die_after = 6};
+    h.dies_for_good = true;
+    assert_int_equal(heal_start(&h, rig_opts()), 0);
+    dl_session *s;
+    assert_int_equal(dl_session_create(h.r.engine, &s), 0);
+    struct dl_step_item item = {.want = DL_WANT_BEST};
+    assert_int_equal(dl_session_feed(s, h.r.prompt, RIG_PROMPT, NULL, NULL, &item), 0);
+    int32_t id = item.top[0].id;
+    room = 1; /* from here on it takes all three */
+    for (int i = 0; i < 2; i++) {
+        item = (struct dl_step_item){.session = s, .tokens = &id, .n = 1, .want = DL_WANT_BEST};
+        h.n_states = 0;
+        uint64_t t0 = dl_now_ns();
+        int err = dl_engine_step(h.r.engine, &item, 1);
+        uint64_t took = dl_now_ns() - t0;
+        if (err != DL_EPEER)
+            fail_msg("%s: %s", dl_err_name(err), rig_logged.text.v);
+        assert_true(i ? took < S : took > 3 * S / 10); /* waited for the lost one; once is enough */
+        assert_true(rig_log_has("node 2 lost in step 2: "));
+        assert_true(rig_log_has("; the 2 of 3 nodes that are left cannot go on: over a limit"));
+        assert_int_equal(h.states[0], DL_HEALTH_HEALING);
+        assert_int_equal(h.health.state, DL_HEALTH_DOWN);
+        assert_int_equal(h.health.n_nodes, 0);
+        assert_non_null(strstr(h.health.text, "node 2 lost in step 2"));
+        assert_int_equal(dl_session_len(s), RIG_PROMPT);
+    }
+    assert_true(refused_bytes > 0);
+    h.out[1] = false; /* it is back, with all of its memory */
+    h.answers[1] = true;
+    dl_sleep_ns(11 * S / 10);
+    room = 0;
+    for (int i = 0; i < N_GEN; i++) {
+        id = i ? item.top[0].id : id;
+        assert_int_equal(id, want[i]);
+        item = (struct dl_step_item){.session = s, .tokens = &id, .n = 1, .want = DL_WANT_BEST};
+        assert_int_equal(dl_engine_step(h.r.engine, &item, 1), 0);
+    }
+    assert_int_equal(h.health.state, DL_HEALTH_READY);
+    assert_true(rig_log_has("node 2 is back: going on with 3 of 3 nodes"));
+    assert_int_equal(dl_engine_tend(h.r.engine), 0); /* nothing to do */
+    dl_session_destroy(&s);
+    heal_end(&h);
+    h.r.dev->fns = true_fns;
+    heal_close(&h);
+    rig_log_end();
+}
+
+/* Ctrl-C while it waits; and afterwards it goes on. */
+static void stopped_while_it_waits(void **state)
+{
+    (void)state;
+    struct heal h;
+    healthy(NULL);
+    heal_open(&h, NULL, 2);
+    true_fns = h.r.dev->fns;
+    struct dl_device_fns scarce = *true_fns;
+    scarce.buf_create = scarce_create;
+    h.r.dev->fns = &scarce;
+    h.faults = (struct dl_loopback_faults){.die_node = 1, .die_after = 6};
+    h.dies_for_good = true;
+    rig_log_begin();
+    room = 0;
+    assert_int_equal(heal_start(&h, rig_opts()), 0);
+    dl_session *s;
+    assert_int_equal(dl_session_create(h.r.engine, &s), 0);
+    struct dl_step_item item = {.want = DL_WANT_BEST};
+    assert_int_equal(dl_session_feed(s, h.r.prompt, RIG_PROMPT, NULL, NULL, &item), 0);
+    const int32_t id = item.top[0].id;
+    item = (struct dl_step_item){.session = s, .tokens = &id, .n = 1, .want = DL_WANT_BEST};
+    room = 1;
+    h.polls = 0;
+    h.stop_at = 8;
+    const unsigned before = root_lines();
+    assert_int_equal(dl_engine_step(h.r.engine, &item, 1), DL_ECANCELED);
+    assert_true(root_lines() <= before + 2); /* who was lost; the device's refusal */
+    h.stop_at = 0;
+    room = 0;
+    assert_int_equal(dl_engine_step(h.r.engine, &item, 1), 0);
+    assert_int_equal(item.top[0].id, want[1]);
+    dl_session_destroy(&s);
+    heal_end(&h);
+    h.r.dev->fns = true_fns;
+    heal_close(&h);
+    rig_log_end();
+}
+
+/* A worker with less memory than its share takes gets less of the model, or nothing; with shares that the user gave it is an error. */
+static void less_for_the_small_one(void **state)
+{
+    (void)state;
+    struct heal h;
+    struct dl_engine_opts o = rig_opts();
+    healthy(NULL);
+    heal_open(&h, NULL, 3);
+    static const double given[] = {1, 1, 1};
+    /* What an equal share takes, as the worker counts it: below, a bit less than that, and next to nothing. */
+    uint64_t fits = 0;
+    for (uint64_t m = 1 << 16; !fits; m += m / 8) {
+        rig_log_begin();
+        o.shares = given;
+        h.r.workers[2].opts.memory = m;
+        int err = heal_start(&h, o);
+        heal_end(&h);
+        if (!err)
+            fits = m;
+        else if (err != DL_ELIMIT || !rig_log_has("node 2 failed in planning: it needs ") ||
+                 !rig_log_has("GiB are free"))
+            fail_msg("%s: %s", dl_err_name(err), rig_logged.text.v);
+    }
+    o.shares = NULL;
+    for (int none = 0; none < 2; none++) {
+        rig_log_begin();
+        h.r.workers[2].opts.memory = none ? 1000 : fits - fits / 6;
+        assert_int_equal(heal_start(&h, o), 0);
+        struct dl_engine_health now;
+        dl_engine_health(h.r.engine, &now);
+        if (now.n_nodes != (none ? 2 : 3) || !rig_log_has("node 2 failed in planning: it needs "))
+            fail_msg("on %u nodes: %s", now.n_nodes, rig_logged.text.v);
+        assert_int_equal(life(h.r.engine, h.r.prompt, got, got_row), 0);
+        assert_memory_equal(got, want, sizeof want);
+        heal_end(&h);
+    }
+    heal_close(&h);
+    rig_log_end();
+}
+
+/* No node holds more than its share: not even the one that has the file. */
+static void the_root_holds_its_share(void **state)
+{
+    (void)state;
+    struct heal h;
+    heal_open(&h, test_data("refs/llama.gguf"), 4);
+    struct dl_engine_info info;
+    assert_int_equal(heal_start(&h, rig_opts()), 0);
+    dl_engine_info(h.r.engine, &info);
+    const uint64_t all = dl_model_weight_bytes(h.r.model);
+    printf("the root of four nodes holds %.1f %% of the weights\n", 100.0 * (double)info.weight_bytes / (double)all);
+    assert_true(info.weight_bytes < all * 35 / 100);
+    assert_true(info.weight_bytes > all / 10);
+    heal_end(&h);
+    heal_close(&h);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(sessions_and_rows),         cmocka_unit_test(a_device_that_breaks),
+        cmocka_unit_test(what_is_left_is_too_small), cmocka_unit_test(stopped_while_it_waits),
+        cmocka_unit_test(less_for_the_small_one),    cmocka_unit_test(the_root_holds_its_share),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
