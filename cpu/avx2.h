@@ -15,8 +15,11 @@
 /* Kernels take the number of tokens as a constant argument; only inlining turns their arrays into registers. */
 #if defined(__GNUC__) || defined(__clang__)
 #define AVX2_INLINE static inline __attribute__((always_inline))
+/* The vector v is in a register here: else gcc turns chains of integer sums into trees, and spills most of what they hold. */
+#define AVX2_KEEP(v) __asm__("" : "+x"(v))
 #else
 #define AVX2_INLINE static __forceinline
+#define AVX2_KEEP(v) (void)0
 #endif
 
 cpu_kernel *cpu_avx2_pick_matmul(const struct dl_op *op);   /* MATMUL, MOE_MATMUL of float weights */
@@ -29,15 +32,13 @@ cpu_kernel *cpu_avx2_pick_elementwise(const struct dl_op *op); /* ROPE, GLU, ADD
 /* Eight rows of float weights against all tokens of a batch: y[t * y_row + r] = dot(w[r], x row t) + bias[r], r < rows.
  * w[rows .. 7] repeat a row that exists. bias may be NULL. */
 struct cpu_avx2_tile {
-    const uint8_t *w[CPU_TILE];
+    const uint8_t *w[8];
     const uint8_t *x;
     const float *bias;
     float *y;
     uint64_t x_row, y_row; /* bytes; floats */
     uint32_t rows, n, cols;
 };
-_Static_assert(CPU_TILE == 8, "one row per lane");
-
 typedef void cpu_avx2_dot(const struct cpu_avx2_tile *tile);
 cpu_avx2_dot cpu_avx2_dot_f32, cpu_avx2_dot_f16, cpu_avx2_dot_bf16; /* F32 x */
 
@@ -56,12 +57,9 @@ struct cpu_avx2_tokens {
     uint32_t n, blocks;
 };
 
-/* y[t][col + r] = dot(row r, x[t]) + bias[col + r] for all rows and tokens. The same bits from both; `few` is for at most
- * CPU_AVX2_FEW tokens, `many` takes at most CPU_AVX2_STRIP tiles. */
-#define CPU_AVX2_FEW 8u
-#define CPU_AVX2_STRIP 16u
-typedef void cpu_avx2_quant(const struct cpu_avx2_rows *rows, uint32_t n_rows, const struct cpu_avx2_tokens *tok);
-cpu_avx2_quant cpu_avx2_few_q40, cpu_avx2_few_q80, cpu_avx2_many_q40, cpu_avx2_many_q80;
+/* y[t][col + r] = dot(row r, x[t]) + bias[col + r] for all rows and tokens. */
+typedef void cpu_avx2_dots(const struct cpu_avx2_rows *rows, uint32_t n_rows, const struct cpu_avx2_tokens *tok);
+cpu_avx2_dots cpu_avx2_dot_q40, cpu_avx2_dot_q80;
 
 AVX2_INLINE __m128i avx2_load128(const void *p)
 {

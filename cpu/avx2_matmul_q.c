@@ -5,11 +5,11 @@
  */
 #include "avx2.h"
 
-/* Enough for the factors of the tokens, found once for all of them, to cost nothing. */
-enum { STRIP_FEW = 64 };
+/* Enough for what is found out once for all of them about the tokens to cost nothing. */
+enum { STRIP = 32 };
 
 struct strip {
-    struct cpu_avx2_rows rows[STRIP_FEW + 1];
+    struct cpu_avx2_rows rows[STRIP + 1];
     uint32_t n;
 };
 
@@ -38,18 +38,10 @@ static void add_token(const struct cpu_task *task, struct cpu_avx2_tokens *tok, 
 
 static void run(const struct cpu_task *task, const struct strip *s, const struct cpu_avx2_tokens *tok)
 {
-    bool q40 = task->op->src[1].type == DL_Q40;
-    if (tok->n <= CPU_AVX2_FEW) {
-        (q40 ? cpu_avx2_few_q40 : cpu_avx2_few_q80)(s->rows, s->n, tok);
-        return;
-    }
-    for (uint32_t i = 0; i < s->n; i += CPU_AVX2_STRIP)
-        (q40 ? cpu_avx2_many_q40 : cpu_avx2_many_q80)(s->rows + i, DL_MIN(s->n - i, CPU_AVX2_STRIP), tok);
-}
-
-static uint32_t strip_for(uint32_t n_tokens)
-{
-    return n_tokens <= CPU_AVX2_FEW ? STRIP_FEW : CPU_AVX2_STRIP;
+    if (task->op->src[1].type == DL_Q40)
+        cpu_avx2_dot_q40(s->rows, s->n, tok);
+    else
+        cpu_avx2_dot_q80(s->rows, s->n, tok);
 }
 
 static void matmul(const struct cpu_task *task, uint32_t unit0, uint32_t unit1)
@@ -59,9 +51,8 @@ static void matmul(const struct cpu_task *task, uint32_t unit0, uint32_t unit1)
     struct cpu_avx2_tokens tok = {.blocks = op->src[1].cols / DL_BLOCK};
     while (unit0 < unit1) {
         struct cpu_rect r = cpu_rect_next(&unit0, unit1, task->n);
-        uint32_t most = strip_for(r.t1 - r.t0);
         for (uint32_t i = r.tile0; i < r.tile1;) {
-            for (s.n = 0; i < r.tile1 && s.n < most; i++) {
+            for (s.n = 0; i < r.tile1 && s.n < STRIP; i++) {
                 uint32_t first = i * CPU_TILE;
                 add_rows(task, &s, task->row0 + first, first, DL_MIN(op->dst.cols - first, CPU_TILE));
             }
@@ -84,7 +75,7 @@ static void moe_matmul(const struct cpu_task *task, uint32_t unit0, uint32_t uni
     while (unit0 < unit1) {
         uint32_t which = unit0 / tiles, end = DL_MIN(unit1, (which + 1) * tiles);
         uint32_t e = by_expert ? which : avx2_expert(task, which);
-        for (s.n = 0; unit0 < end && s.n < strip_for(by_expert ? CPU_AVX2_TOKENS : 1); unit0++) {
+        for (s.n = 0; unit0 < end && s.n < STRIP; unit0++) {
             uint32_t first = unit0 % tiles * CPU_TILE;
             add_rows(task, &s, task->row0 + e * op->dst.cols + first, first, DL_MIN(op->dst.cols - first, CPU_TILE));
         }

@@ -1,20 +1,20 @@
 /* SPDX-License-Identifier: MIT
  *
- * cpu/pack.h: how quantised weights lie in memory where kernels take eight rows at a time: as one stream, in the order in
- * which it is read. Eight rows are a tile, of as many bytes as its rows had in a file. Its blocks come in groups of four:
+ * cpu/pack.h: how quantised weights lie in memory where kernels take many rows at a time: as one stream, in the order in
+ * which it is read. Sixteen rows are a tile, of as many bytes as its rows had in a file. Its blocks come in groups of four:
  *
- *   f16  scale[4][8]             of block b, row r
- *   byte codes[4][J][8][4]       J = 4 (Q40), 8 (Q80): bytes 4j .. 4j + 3 of the codes of block b, row r
+ *   f16  scale[4][16]            of block b, row r
+ *   byte codes[4][J][16][4]      J = 4 (Q40), 8 (Q80): bytes 4j .. 4j + 3 of the codes of block b, row r
  *
- * so that a vector of 32 bytes holds the same columns of eight rows, one row per lane, and a group starts on a cache line. The
- * last group of a tile has the blocks that are left. Rows that a last tile lacks are zeros.
+ * so that a vector holds the same columns of several rows, one row per lane, and a group starts on a cache line. The last
+ * group of a tile has the blocks that are left. Rows that a last tile lacks are zeros.
  */
 #ifndef CPU_PACK_H
 #define CPU_PACK_H
 
 #include "dl/op.h"
 
-#define CPU_TILE 8u
+#define CPU_TILE 16u
 #define CPU_PACK_GROUP 4u
 
 /* Are weights of this kind kept packed, when the best kernels of `isa` (bits of cpu_features.h) are used? */
@@ -25,10 +25,5 @@ bool cpu_pack_bytes(const struct dl_buf_desc *desc, uint64_t *bytes);
 
 /* Puts n rows as they are in a file, of which the first is row `row` of the buffer, where they belong. Whole tiles are faster. */
 void cpu_pack_rows(const struct dl_buf_desc *desc, uint8_t *packed, uint32_t row, const uint8_t *rows, uint32_t n);
-
-static inline uint32_t cpu_pack_scales(uint32_t b)
-{
-    return b % CPU_PACK_GROUP * 2 * CPU_TILE;
-} /* from the group's start */
 
 #endif
