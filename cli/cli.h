@@ -23,9 +23,12 @@ int cli_cmd_bench(const struct cli_opts *o);
 int cli_cmd_bench_ops(const struct cli_opts *o);
 int cli_cmd_worker(const struct cli_opts *o);
 int cli_cmd_keygen(const struct cli_opts *o);
+int cli_cmd_serve(const struct cli_opts *o);
 
 /* Sends log lines elsewhere for a while (NULL: back to stderr). Only while no other thread runs. */
 void cli_log_to(dl_log_fn *fn, void *ud);
+/* What a sink that was put in its place may do with a line: stderr, in the usual form. Any thread. */
+void cli_log_line(enum dl_log_level level, const char *line);
 
 /* ------------------------------------------------------------------------------------------------- out.c */
 
@@ -115,9 +118,11 @@ struct cli_engine {
     dl_tokenizer *tok;
     dl_device *devices[CLI_MAX_DEVICES];
     uint32_t n_devices;
-    struct cli_workers workers; /* the rest of the cluster */
+    struct cli_workers workers;  /* the rest of the cluster */
     struct cli_cluster *cluster; /* the way to them; NULL without */
-    uint32_t max_sessions;      /* set by the command; 0: one */
+    uint32_t max_sessions;       /* at once, each with a full context; set before loading, 0: one */
+    dl_progress_fn *progress;    /* hears of it besides the bar on stderr; likewise, may be NULL */
+    void *progress_ud;
     dl_engine *engine;
     char rates[512]; /* the file in which measured speeds are kept */
     struct dl_engine_info info;
@@ -142,6 +147,13 @@ int cli_load(const struct cli_opts *o, uint32_t ctx, uint32_t max_out, struct cl
  * no GPU, and in a cluster. */
 int cli_fall_back(const struct cli_opts *o, struct cli_engine *e);
 void cli_unload(struct cli_engine *e);
+
+/* -------------------------------------------------------------------------------------------- template.c */
+
+/* --chat-template names one that there is; else CLI_USAGE. */
+int cli_check_template(const struct cli_opts *o);
+/* The template to answer with, NONE to continue the text as it is. */
+int cli_find_template(const struct cli_opts *o, const struct cli_engine *e, enum dl_chat_kind *kind);
 
 /* -------------------------------------------------------------------------------------------- generate.c */
 

@@ -28,7 +28,7 @@ static int add_worker(struct cli_workers *w, const char *text, size_t n)
 
 int cli_workers_parse(const struct cli_opts *o, struct cli_workers *w)
 {
-    if (!o->workers && (o->key || o->insecure))
+    if (!o->workers && (o->key || (o->insecure && !o->listen))) /* those who listen may have another reason */
         return cli_usage("%s: only with --workers", o->key ? "--key" : "--insecure");
     int err = DL_OK;
     for (const char *at = o->workers; at && !err;) {

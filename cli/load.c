@@ -193,6 +193,19 @@ int cli_kv_type(const struct cli_opts *o, enum dl_type *out)
     return cli_usage("--kv: '%s' is none of f16, q80, f32", o->kv);
 }
 
+struct both {
+    const struct cli_engine *e;
+    struct cli_progress bar;
+};
+
+static void progress(void *ud, const char *phase, uint64_t done, uint64_t total)
+{
+    struct both *b = ud;
+    cli_progress(&b->bar, phase, done, total);
+    if (b->e->progress)
+        b->e->progress(b->e->progress_ud, phase, done, total);
+}
+
 static int make_engine(const struct cli_opts *o, uint32_t ctx, uint32_t max_out, struct cli_engine *e)
 {
     double share[CLI_MAX_WORKERS + 1] = {0};
@@ -207,8 +220,8 @@ static int make_engine(const struct cli_opts *o, uint32_t ctx, uint32_t max_out,
         err = cli_cluster_open(o, &e->workers, e->devices[0], &e->cluster);
     if (err)
         return err;
-    struct cli_progress bar;
-    cli_progress_init(&bar, o);
+    struct both both = {.e = e};
+    cli_progress_init(&both.bar, o);
     struct dl_engine_opts opts = {
         .model = e->model,
         .devices = e->devices,
@@ -223,11 +236,11 @@ static int make_engine(const struct cli_opts *o, uint32_t ctx, uint32_t max_out,
         .max_sessions = e->max_sessions,
         .kv_type = kv,
         .wire = wire,
-        .progress = cli_progress,
-        .progress_ud = &bar,
+        .progress = progress,
+        .progress_ud = &both,
     };
     err = dl_engine_create(&opts, &e->engine);
-    cli_progress_clear(&bar);
+    cli_progress_clear(&both.bar);
     if (!err)
         dl_engine_info(e->engine, &e->info);
     return err;

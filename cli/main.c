@@ -19,6 +19,11 @@ static const struct cli_command commands[] = {
      "A text that is continued is printed with its beginning; of a chat, the answer alone.\n"
      "With --workers this machine and the workers compute together: each holds a slice of every layer.",
      cli_cmd_run},
+    {"serve", "[MODEL]", CLI_SERVE, "Serves a model to many at once: OpenAI's HTTP API.",
+     "dllama-vk serve model.gguf --listen 127.0.0.1:8080",
+     "Point any tool that speaks OpenAI's API at http://127.0.0.1:8080/v1. --temp and the like are for requests that do not say.\n"
+     "Without MODEL, the built-in demo model is served. Ctrl-C or SIGTERM ends it, once running answers are done.",
+     cli_cmd_serve},
     {"worker", "", CLI_WORKER, "Lends this machine's GPU or CPU to a root: whoever runs a model with --workers.",
      "dllama-vk worker --listen 0.0.0.0:9990 --key cluster.key",
      "Serves one root at a time, for ever; Ctrl-C or SIGTERM ends it. One worker computes with one device:\n"
@@ -74,6 +79,11 @@ static struct {
     enum dl_log_level most;
     bool wipe; /* a progress bar may stand on the line */
 } log_state = {DL_LOG_WARN, false};
+
+void cli_log_line(enum dl_log_level level, const char *line)
+{
+    log_line(&log_state.wipe, level, line);
+}
 
 void cli_log_to(dl_log_fn *fn, void *ud)
 {

@@ -24,10 +24,12 @@ enum {
     CLI_PERPLEXITY = 16,
     CLI_WORKER = 32,
     CLI_KEYGEN = 64,
+    CLI_SERVE = 4096,
     CLI_BENCH = 1024,
     CLI_BENCH_OPS = 2048,
     CLI_ALL = 8191,
-    CLI_COMPUTE = CLI_RUN | CLI_PERPLEXITY | CLI_BENCH,
+    CLI_COMPUTE = CLI_RUN | CLI_PERPLEXITY | CLI_BENCH | CLI_SERVE,
+    CLI_ANSWER = CLI_RUN | CLI_SERVE,
     CLI_BENCHES = CLI_BENCH | CLI_BENCH_OPS,
     CLI_CLUSTER = CLI_COMPUTE | CLI_WORKER,
     CLI_LOCAL = CLI_CLUSTER | CLI_DEVICES | CLI_BENCH_OPS,
@@ -41,18 +43,20 @@ enum {
     X(FILE, 'f', "file", "FILE", STR, file, 0, 0, CLI_TEXT | CLI_PERPLEXITY, "read the text from FILE (-: stdin)")   \
     X(PROMPT_IDS, 0, "prompt-ids", "1,5,9", STR, prompt_ids, 0, 0, CLI_RUN, "token ids as the prompt, no BOS added") \
     X(N, 'n', "tokens", "N", UINT, n, 0, 1u << 30, CLI_RUN, "tokens to generate at most")                            \
-    X(TOKENIZER, 0, "tokenizer", "FILE", STR, tokenizer, 0, 0, CLI_TEXT | CLI_PERPLEXITY | CLI_INSPECT,              \
+    X(TOKENIZER, 0, "tokenizer", "FILE", STR, tokenizer, 0, 0, CLI_TEXT | CLI_PERPLEXITY | CLI_INSPECT | CLI_SERVE,  \
       "tokenizer (.t or .gguf) to use; for a .m the .t beside it is found")                                          \
     X(CHAT, 0, "chat", NULL, FLAG, chat, 0, 0, CLI_RUN, "use the chat template (default where there is one)")        \
     X(RAW, 0, "raw", NULL, FLAG, raw, 0, 0, CLI_RUN, "continue the text as it is, without a chat template")          \
     X(SYSTEM, 0, "system", "TEXT", STR, system, 0, 0, CLI_RUN, "system message of the chat")                         \
-    X(TEMPLATE, 0, "chat-template", "NAME", STR, chat_template, 0, 0, CLI_RUN, "force a chat template:")             \
+    X(TEMPLATE, 0, "chat-template", "NAME", STR, chat_template, 0, 0, CLI_ANSWER, "force a chat template:")          \
     X(STOP, 0, "stop", "TEXT", LIST, stop, 0, 0, CLI_RUN, "end the answer before TEXT (repeatable)")                 \
-    X(TEMP, 0, "temp", "T", REAL, temp, 0, 100, CLI_RUN, "temperature, 0 = greedy (default 0.7)")                    \
-    X(TOP_P, 0, "top-p", "P", REAL, top_p, 0, 1, CLI_RUN, "fewest tokens that reach P, 1 = off (default 0.9)")       \
-    X(TOP_K, 0, "top-k", "K", UINT, top_k, 0, 1u << 22, CLI_RUN, "the K likeliest tokens, 0 = off (default)")        \
-    X(MIN_P, 0, "min-p", "P", REAL, min_p, 0, 1, CLI_RUN, "drop tokens below P x the likeliest, 0 = off (default)")  \
-    X(PENALTY, 0, "repeat-penalty", "R", REAL, repeat_penalty, 0.1, 10, CLI_RUN,                                     \
+    X(TEMP, 0, "temp", "T", REAL, temp, 0, 100, CLI_ANSWER, "temperature, 0 = greedy (default 0.7, of serve 1)")     \
+    X(TOP_P, 0, "top-p", "P", REAL, top_p, 0, 1, CLI_ANSWER,                                                         \
+      "fewest tokens that reach P, 1 = off (default 0.9, of serve 1)")                                               \
+    X(TOP_K, 0, "top-k", "K", UINT, top_k, 0, 1u << 22, CLI_ANSWER, "the K likeliest tokens, 0 = off (default)")     \
+    X(MIN_P, 0, "min-p", "P", REAL, min_p, 0, 1, CLI_ANSWER,                                                         \
+      "drop tokens below P x the likeliest, 0 = off (default)")                                                      \
+    X(PENALTY, 0, "repeat-penalty", "R", REAL, repeat_penalty, 0.1, 10, CLI_ANSWER,                                  \
       "against repetition, 1 = off (default)")                                                                       \
     X(SEED, 0, "seed", "S", UINT, seed, 0, 1.8e19, CLI_RUN, "same seed, same text (default: from the clock)")        \
     X(CTX, 0, "ctx", "N", SIZE, ctx, 1, 1u << 24, CLI_COMPUTE,                                                       \
@@ -69,11 +73,16 @@ enum {
       "machines to compute with, `dllama-vk worker` runs on each (default port 9990)")                               \
     X(WIRE, 0, "wire", "TYPE", STR, wire, 0, 0, CLI_COMPUTE,                                                         \
       "precision between nodes: q80 (default), f16, f32; between devices f32")                                       \
-    X(LISTEN, 0, "listen", "HOST:PORT", STR, listen, 0, 0, CLI_WORKER,                                               \
-      "where roots connect (default 127.0.0.1:9990; 0.0.0.0:9990: from every network)")                              \
+    X(LISTEN, 0, "listen", "HOST:PORT", STR, listen, 0, 0, CLI_WORKER | CLI_SERVE,                                   \
+      "where to listen (default 127.0.0.1, port 9990, of serve 8080; 0.0.0.0:PORT: on every network)")               \
     X(KEY, 0, "key", "FILE", STR, key, 0, 0, CLI_CLUSTER, "cluster key, the same on all nodes (see keygen)")         \
     X(INSECURE, 0, "insecure", NULL, FLAG, insecure, 0, 0, CLI_CLUSTER,                                              \
       "go without a key beyond this machine: whoever reaches the port may use and read all")                         \
+    X(API_KEY, 0, "api-key", "KEY|FILE", STR, api_key, 0, 0, CLI_SERVE,                                              \
+      "what clients have to know: the key, or a file that begins with it")                                           \
+    X(QUEUE, 0, "queue", "N", UINT, queue, 0, 65536, CLI_SERVE, "requests that may wait (default 64)")               \
+    X(CORS, 0, "cors", "ORIGIN", STR, cors, 0, 0, CLI_SERVE,                                                         \
+      "web pages of other sites that may ask: https://a.example,http://b or * (default none)")                       \
     X(LOCAL, 0, "model", "FILE", STR, local, 0, 0, CLI_WORKER,                                                       \
       "a local copy of the root's model: nothing has to be sent")                                                    \
     X(CACHE_SIZE, 0, "cache-size", "SIZE", SIZE, cache_size, 0, 1.8e19, CLI_WORKER,                                  \
@@ -92,7 +101,8 @@ enum {
     X(REPS, 0, "reps", "N", UINT, reps, 1, 100, CLI_BENCHES, "repetitions, beside one that warms up (default 5)")    \
     X(DEPTH, 0, "depth", "N,...", STR, depth, 0, 0, CLI_BENCHES,                                                     \
       "tokens in the context before, e.g. 0,2K,4K (default 0; of ops 512)")                                          \
-    X(PARALLEL, 0, "parallel", "N", UINT, parallel, 1, 256, CLI_BENCH, "sequences decoded at once (default 1)")      \
+    X(PARALLEL, 0, "parallel", "N", UINT, parallel, 1, 256, CLI_BENCH | CLI_SERVE,                                   \
+      "sequences at once (default 1, of serve 4), each may fill the context")                                        \
     X(NODES, 0, "nodes", "N,...", STR, nodes, 0, 0, CLI_BENCHES,                                                     \
       "node counts to measure, e.g. 1,2,4 (default: all --workers; of ops 1,2,4,8)")                                 \
     X(COMPARE, 0, "compare", "OLD.json", STR, compare, 0, 0, CLI_BENCHES,                                            \
@@ -118,9 +128,9 @@ struct cli_list {
 struct cli_opts {
     const char *model; /* the operand: MODEL or FILE; NULL when absent */
     const char *prompt, *file, *prompt_ids, *tokenizer, *system, *chat_template, *device, *split, *kv, *dump_logits;
-    const char *workers, *wire, *listen, *key, *local, *shape, *depth, *nodes, *compare, *plot;
+    const char *workers, *wire, *listen, *key, *local, *shape, *depth, *nodes, *compare, *plot, *api_key, *cors;
     struct cli_list stop;
-    uint64_t n, top_k, seed, ctx, batch, threads, cache_size, layers, pp, tg, reps, parallel;
+    uint64_t n, top_k, seed, ctx, batch, threads, cache_size, layers, pp, tg, reps, parallel, queue;
     double temp, top_p, min_p, repeat_penalty;
     bool chat, raw, ids, no_bos, no_special, decode, insecure, once, json, quiet, verbose, help;
     uint64_t given; /* bit i: option i stands on the command line */

@@ -81,7 +81,7 @@ want_packages() {
 }
 
 # What building the program takes, without tests.
-build_packages="build-essential cmake ninja-build pkg-config libpcre2-dev libedit-dev libjansson-dev libuv1-dev libssl-dev libxxhash-dev"
+build_packages="build-essential cmake ninja-build pkg-config libpcre2-dev libedit-dev libjansson-dev libmicrohttpd-dev libuv1-dev libssl-dev libxxhash-dev"
 # What the Vulkan device takes on top of that.
 vulkan_packages="libvulkan-dev libvulkan-volk-dev glslang-dev"
 

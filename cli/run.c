@@ -24,19 +24,7 @@ static int check(const struct cli_opts *o)
         return cli_usage("run: --system and --chat-template are for chats, not for --raw");
     if (o->chat && o->prompt_ids)
         return cli_usage("run: --prompt-ids are taken as they are, without a chat");
-    if (o->chat_template) {
-        enum dl_chat_kind kind = dl_chat_by_name(o->chat_template);
-        if (kind == DL_CHAT_NONE || kind >= DL_CHAT_COUNT) {
-            struct dl_str names = {0};
-            for (int k = DL_CHAT_NONE + 1; k < DL_CHAT_COUNT; k++)
-                (void)dl_str_addf(&names, " %s", dl_chat_name((enum dl_chat_kind)k));
-            int err =
-                cli_usage("--chat-template: '%s' is unknown, there are:%s", o->chat_template, names.v ? names.v : "");
-            dl_str_finish(&names);
-            return err;
-        }
-    }
-    return DL_OK;
+    return cli_check_template(o);
 }
 
 /* What is known before the model is loaded: the prompt's text, or that there will be a chat on the terminal. */
@@ -68,25 +56,6 @@ static int find_prompt(const struct cli_opts *o, enum source *source, struct dl_
         text->v[--text->len] = 0;
     if (!o->file && !text->len)
         return cli_usage("run: no prompt: stdin is empty; give one with -p TEXT or -f FILE");
-    return DL_OK;
-}
-
-/* The template to answer with, NONE to continue the text as it is. */
-static int find_template(const struct cli_opts *o, const struct cli_engine *e, enum dl_chat_kind *kind)
-{
-    const char *own = dl_tokenizer_info(e->tok)->chat_template;
-    *kind = o->chat_template ? dl_chat_by_name(o->chat_template) : dl_chat_detect(own, strlen(own));
-    if (o->raw || o->prompt_ids)
-        *kind = DL_CHAT_NONE;
-    if (*kind == DL_CHAT_NONE && (o->chat || o->system))
-        return dl_fail(DL_EUNSUP, "%s: %s; force one with --chat-template NAME (dllama-vk run --help lists them)",
-                       dl_model_name(e->model),
-                       *own ? "its chat template is none that is known here" : "has no chat template");
-    if (*kind == DL_CHAT_NONE && *own && !o->raw && !o->prompt_ids)
-        dl_log(DL_LOG_WARN,
-               "%s: its chat template is none that is known here, so the text is continued as it is; "
-               "--chat-template NAME forces one",
-               dl_model_name(e->model));
     return DL_OK;
 }
 
@@ -207,7 +176,7 @@ static int run_loaded(const struct cli_opts *o, struct cli_engine *e, enum sourc
         .want_nodes = o->json || (o->verbose && e->workers.n),
     };
     enum dl_chat_kind kind;
-    int err = find_template(o, e, &kind);
+    int err = cli_find_template(o, e, &kind);
     if (!err)
         err = make_sampler(o, &sampler);
     if (!err)

@@ -30,7 +30,7 @@ for header in $(find engine cpu transport shaders cli tests -name '*.h' 2>/dev/n
     # shellcheck disable=SC2086
     printf '#include "%s"\n' "$header" |
         "$cc" $isa -std=c17 -D_POSIX_C_SOURCE=200809L -D_DEFAULT_SOURCE -Wall -Wextra -Wstrict-prototypes -Werror -fsyntax-only \
-            -iquote . -Iengine/include -iquote engine/base -iquote engine/model -iquote engine/text -iquote engine/run -iquote shaders/vulkan -iquote tests -x c - || {
+            -iquote . -Iengine/include -iquote engine/base -iquote engine/model -iquote engine/text -iquote engine/run -iquote shaders/vulkan -iquote cli -iquote tests -x c - || {
         echo "$header does not compile alone"
         bad=1
     }

@@ -44,7 +44,8 @@ function may_system(part, file, h) {
     if (part == "dl_cpu") return h == "pthread.h" || (h in simd) || h == "unistd.h" || h == "sched.h"
     if (part == "dl_transport") return h == "pthread.h" || h == "uv.h" || h ~ /^openssl\//
     if (part == "dl_vulkan") return h == "pthread.h" || h == "volk.h" || h ~ /^vulkan\// || h ~ /^glslang\//
-    return (h in os) || h == "jansson.h" || h == "microhttpd.h" || h == "histedit.h" || h == "editline/readline.h"
+    if (file ~ /^cli\/server\// && (h == "microhttpd.h" || h == "pthread.h" || h == "netdb.h" || h == "netinet/in.h")) return 1
+    return (h in os) || h == "jansson.h" || h == "histedit.h" || h == "editline/readline.h"
 }
 function may_quote(part, dir, h,    name) {
     if (h ~ /^dl\//) {

@@ -32,6 +32,10 @@ static const struct {
     {"worker",
      {"--listen", "--device", "--threads", "--model", "--cache-size", "--key", "--insecure", "--once", "--quiet",
       "--verbose", "--json"}},
+    {"serve",
+     {"--listen", "--api-key", "--parallel", "--queue", "--cors", "--insecure", "--ctx", "--temp", "--top-p", "--top-k",
+      "--min-p", "--repeat-penalty", "--chat-template", "--device", "--threads", "--batch", "--kv", "--tokenizer",
+      "--workers", "--split", "--wire", "--key", "--quiet", "--verbose"}},
     {"keygen", {"--quiet", "--json"}},
     {"tokenize", {"-p", "--no-bos", "--no-special", "--decode", "--tokenizer", "--quiet", "--verbose", "--json"}},
     {"perplexity",
@@ -93,6 +97,7 @@ static void test_help(void **state)
                        : !strcmp(name, "bench")      ? CLI_BENCH
                        : !strcmp(name, "bench ops")  ? CLI_BENCH_OPS
                        : !strcmp(name, "keygen")     ? CLI_KEYGEN
+                       : !strcmp(name, "serve")      ? CLI_SERVE
                                                      : CLI_DEVICES;
         for (size_t i = 0; i < DL_COUNT_OF(table); i++)
             if (has_word(r.out, table[i].name) != ((table[i].commands & bit) != 0))
@@ -147,6 +152,11 @@ static void test_usage(void **state)
         {{"run", "-p", "a", "--kv", "q40"}, "--kv: 'q40'"},
         {{"run", "-p", "a", "--device", "cpu,,cpu"}, "--device"},
         {{"run", "--quiet", "--verbose", "-p", "a"}, "--quiet and --verbose"},
+        {{"serve", "--listen", "8080"}, "--listen: '8080' is not HOST:PORT"},
+        {{"serve", "--listen", "127.0.0.1:99999"}, "is not HOST:PORT"},
+        {{"serve", "--api-key", ""}, "--api-key"},
+        {{"serve", "--parallel", "0"}, "--parallel"},
+        {{"serve", "--chat-template", "frob"}, "chatml"},
         {{"tokenize"}, "needs a MODEL"},
         {{"inspect"}, "needs a FILE"},
         {{"perplexity", "m.gguf"}, "-f FILE"},

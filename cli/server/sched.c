@@ -1,0 +1,531 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * cli/server/sched.c: the engine thread: whose turn it is, and what goes into the next batch. Every batch takes one token of each answer that is
+ * being made and, in what time that leaves, a piece of the prompts that are still to be read: so that a long prompt makes others
+ * a little slower and stops nobody.
+ */
+#include "sched.h"
+
+#include <poll.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/socket.h>
+#include <unistd.h>
+
+#include "cli.h"
+
+#define STALLED_BYTES ((size_t)256 << 10) /* of a stream that its client does not read: its answer waits */
+#define IDLE_MS 250
+#define SWEEP_NS UINT64_C(1000000000)
+#define DRAIN_NS UINT64_C(3000000000) /* for running answers, once the server is to stop */
+#define FAREWELL_MS 1000              /* for what they say at the end to leave */
+
+/* -------------------------------------------------------------------------------------------- the ends of jobs */
+
+/* What it said goes out, and nothing more comes. Lock. */
+static void close_job(struct cli_job *job)
+{
+    struct cli_metrics *m = &job->server->metrics;
+    job->done = true;
+    if (job->gone)
+        m->cancelled++;
+    else if (job->failed)
+        m->failed++;
+    else
+        m->ok++;
+    if (!job->gone)
+        cli_metrics_seconds(&m->request_seconds, dl_now_ns() - job->queued_ns);
+    cli_job_resume(job);
+}
+
+static void free_seqs(struct cli_job *job)
+{
+    for (uint32_t i = 0; i < job->n_seqs; i++)
+        cli_seq_finish(&job->seqs[i]);
+}
+
+/* Out of the batch and out of the car park. */
+static void drop_seqs(struct cli_sched *q, const struct cli_job *job)
+{
+    uint32_t kept = 0;
+    for (uint32_t i = 0; i < q->n_active; i++)
+        if (q->active[i]->job != job)
+            q->active[kept++] = q->active[i];
+    q->n_active = kept;
+    for (struct cli_seq **at = &q->parked; *at;)
+        if ((*at)->job == job)
+            *at = (*at)->next;
+        else
+            at = &(*at)->next;
+}
+
+/* Out of the queue, where it is there. Lock. */
+static void unqueue(struct cli_server *s, struct cli_job *job)
+{
+    struct cli_job *prev = NULL;
+    for (struct cli_job *j = s->first; j; prev = j, j = j->next) {
+        if (j != job)
+            continue;
+        if (prev)
+            prev->next = j->next;
+        else
+            s->first = j->next;
+        if (s->last == j)
+            s->last = prev;
+        j->next = NULL;
+        s->n_queued -= !j->n_admitted;
+        return;
+    }
+}
+
+/* The end of a job, finished or not; the scheduler forgets it. */
+static void end_job(struct cli_sched *q, struct cli_job *job)
+{
+    struct cli_server *s = q->s;
+    drop_seqs(q, job);
+    free_seqs(job);
+    pthread_mutex_lock(&s->lock);
+    unqueue(s, job);
+    close_job(job);
+    s->n_running = q->n_active;
+    cli_job_unref(job);
+    pthread_mutex_unlock(&s->lock);
+}
+
+static void fail_job(struct cli_sched *q, struct cli_job *job, int status, const char *why)
+{
+    struct cli_req_error error;
+    cli_req_refuse(&error, status, NULL, NULL, "%s", why);
+    pthread_mutex_lock(&q->s->lock);
+    job->failed = true;
+    job->error = error;
+    if (job->started && job->req.stream)
+        (void)cli_reply_error(&error, &job->out); /* without memory the stream ends as it is */
+    pthread_mutex_unlock(&q->s->lock);
+    end_job(q, job);
+}
+
+/* All that were begun, and with `queued` also the others. */
+static void fail_all(struct cli_sched *q, bool queued, int status, const char *why)
+{
+    while (q->n_active)
+        fail_job(q, q->active[0]->job, status, why);
+    while (q->parked)
+        fail_job(q, q->parked->job, status, why);
+    for (;;) {
+        pthread_mutex_lock(&q->s->lock);
+        struct cli_job *job = q->s->first;
+        pthread_mutex_unlock(&q->s->lock);
+        if (!queued || !job)
+            return;
+        fail_job(q, job, status, why);
+    }
+}
+
+/* ------------------------------------------------------------------------------------------- clients and turns */
+
+/* The client hung up. A socket that is readable without a byte is at its end; one with bytes has the next request. Lock. */
+static bool hung_up(const struct cli_job *job)
+{
+    char byte;
+    return job->fd >= 0 && recv(job->fd, &byte, 1, MSG_PEEK | MSG_DONTWAIT) == 0;
+}
+
+static bool look_after(struct cli_job *job)
+{
+    if (!job->gone && hung_up(job)) {
+        job->gone = true;
+        cli_job_resume(job); /* its thread has to see it, too */
+    }
+    return job->gone;
+}
+
+/* Ends the jobs whose clients are gone. */
+static void drop_gone(struct cli_sched *q)
+{
+    struct cli_job *gone;
+    do {
+        gone = NULL;
+        pthread_mutex_lock(&q->s->lock);
+        for (uint32_t i = 0; i < q->n_active && !gone; i++)
+            if (look_after(q->active[i]->job))
+                gone = q->active[i]->job;
+        for (struct cli_seq *p = q->parked; p && !gone; p = p->next)
+            if (look_after(p->job))
+                gone = p->job;
+        for (struct cli_job *j = q->s->first; j && !gone; j = j->next)
+            if (look_after(j))
+                gone = j;
+        pthread_mutex_unlock(&q->s->lock);
+        if (gone)
+            end_job(q, gone);
+    } while (gone);
+}
+
+static uint32_t running_of(const struct cli_sched *q, uint64_t client)
+{
+    uint32_t n = 0;
+    for (uint32_t i = 0; i < q->n_active; i++)
+        n += q->active[i]->job->client == client;
+    return n;
+}
+
+/* The job whose turn it is: the one that has the least in work; of those, whose client has; of those, the one that came first. Lock. */
+static struct cli_job *next_job(const struct cli_sched *q)
+{
+    struct cli_job *best = NULL;
+    uint64_t least = UINT64_MAX;
+    for (struct cli_job *j = q->s->first; j; j = j->next) {
+        uint64_t n = (uint64_t)j->n_active << 32 | running_of(q, j->client);
+        if (n < least) {
+            least = n;
+            best = j;
+        }
+    }
+    return best;
+}
+
+static void count_active(struct cli_sched *q)
+{
+    pthread_mutex_lock(&q->s->lock);
+    q->s->n_running = q->n_active;
+    pthread_mutex_unlock(&q->s->lock);
+}
+
+static int activate(struct cli_sched *q, struct cli_seq *s)
+{
+    int err = dl_session_create(q->e->engine, &s->session);
+    if (err)
+        return err;
+    q->active[q->n_active++] = s;
+    s->job->n_active++;
+    return DL_OK;
+}
+
+/* The next answer of a job begins. */
+static int begin(struct cli_sched *q, struct cli_job *job)
+{
+    struct cli_seq *s = &job->seqs[job->n_admitted];
+    int err = cli_seq_init(s, job, job->n_admitted, &q->s->served);
+    if (!err)
+        err = activate(q, s);
+    if (err)
+        return err;
+    struct cli_server *server = q->s;
+    pthread_mutex_lock(&server->lock);
+    if (job->n_admitted + 1 == job->n_seqs)
+        unqueue(server, job);
+    else if (!job->n_admitted)
+        server->n_queued--;
+    if (!job->n_admitted++) {
+        cli_metrics_seconds(&server->metrics.queue_seconds, dl_now_ns() - job->queued_ns);
+        for (uint32_t i = 0; i < job->n_prompts; i++)
+            server->metrics.prompt_tokens += job->prompts[i].len;
+        job->started = true;
+        if (job->req.stream)
+            cli_job_resume(job);
+    }
+    pthread_mutex_unlock(&server->lock);
+    return DL_OK;
+}
+
+/* The client has more than enough to read. */
+static bool stalls(const struct cli_sched *q, struct cli_job *job)
+{
+    pthread_mutex_lock(&q->s->lock);
+    bool stalled = job->stalled = job->out.len - job->out_at > STALLED_BYTES;
+    pthread_mutex_unlock(&q->s->lock);
+    return stalled;
+}
+
+/* Makes room for those who wait. What is lost can be evaluated again from its tokens. */
+static bool park_one(struct cli_sched *q)
+{
+    for (uint32_t i = 0; i < q->n_active; i++) {
+        struct cli_seq *s = q->active[i];
+        if (!stalls(q, s->job))
+            continue;
+        dl_session_destroy(&s->session);
+        s->state = CLI_SEQ_PREFILL;
+        s->job->n_active--;
+        s->next = q->parked;
+        q->parked = s;
+        memmove(&q->active[i], &q->active[i + 1], (--q->n_active - i) * sizeof(struct cli_seq *));
+        return true;
+    }
+    return false;
+}
+
+/* One whose client reads again. */
+static struct cli_seq *unpark(struct cli_sched *q)
+{
+    for (struct cli_seq **at = &q->parked; *at; at = &(*at)->next) {
+        struct cli_seq *s = *at;
+        if (stalls(q, s->job))
+            continue;
+        *at = s->next;
+        return s;
+    }
+    return NULL;
+}
+
+static void admit(struct cli_sched *q)
+{
+    for (;;) {
+        pthread_mutex_lock(&q->s->lock);
+        struct cli_job *job = next_job(q);
+        pthread_mutex_unlock(&q->s->lock);
+        struct cli_seq *back = q->n_active < q->most ? unpark(q) : NULL;
+        if ((!job && !back) || (q->n_active == q->most && !park_one(q)))
+            break;
+        char why[200];
+        cli_capture_begin(why, sizeof why, true);
+        int err = back ? activate(q, back) : begin(q, job);
+        cli_capture_end();
+        if (err)
+            fail_job(q, back ? back->job : job, 500, why);
+    }
+    count_active(q);
+}
+
+/* -------------------------------------------------------------------------------------------------- a batch */
+
+static void add(struct cli_sched *q, struct cli_seq *s, uint32_t n)
+{
+    struct dl_step_item *item = &q->items[q->n_items];
+    uint32_t len = dl_session_len(s->session);
+    *item = (struct dl_step_item){.session = s->session, .tokens = s->tokens.v + len, .n = n};
+    if (len + n == s->tokens.len)
+        cli_seq_want(s, item);
+    q->in_batch[q->n_items++] = s;
+    q->n_tokens += n;
+}
+
+/* One token of each answer, then as much of the prompts as may be: a share for each, so that short ones are soon done. */
+static void gather(struct cli_sched *q)
+{
+    uint32_t n_prefill = 0;
+    q->n_items = q->n_tokens = 0;
+    for (uint32_t i = 0; i < q->n_active; i++) {
+        struct cli_seq *s = q->active[i];
+        n_prefill += s->state == CLI_SEQ_PREFILL;
+        if (s->state == CLI_SEQ_DECODE && !stalls(q, s->job))
+            add(q, s, 1);
+    }
+    q->n_decode = q->n_tokens;
+    uint32_t budget = cli_pace_chunk(&q->pace, q->n_decode, q->e->info.max_batch - q->n_decode);
+    for (uint32_t i = 0; i < q->n_active && budget; i++) {
+        struct cli_seq *s = q->active[i];
+        if (s->state != CLI_SEQ_PREFILL)
+            continue;
+        uint32_t rest = (uint32_t)s->tokens.len - dl_session_len(s->session);
+        uint32_t n = DL_MIN(rest, DL_MAX(budget / n_prefill, 1));
+        n_prefill--;
+        budget -= n;
+        add(q, s, n);
+    }
+}
+
+/* What a sequence has to say goes to its client. */
+static int tell(struct cli_sched *q, struct cli_seq *s)
+{
+    struct cli_job *job = s->job;
+    struct cli_server *server = q->s;
+    struct dl_str news = {0};
+    bool done = s->state == CLI_SEQ_DONE, last = done && ++job->n_done == job->n_seqs;
+    if (done) {
+        dl_session_destroy(&s->session);
+        job->n_active--;
+    }
+    int err = job->req.stream ? cli_reply_events(job, s, &server->served, &news) : DL_OK;
+    if (!err && last)
+        err =
+            job->req.stream ? cli_reply_end(job, &server->served, &news) : cli_reply_whole(job, &server->served, &news);
+    pthread_mutex_lock(&server->lock);
+    if (!err && news.len) {
+        if (job->out_at) { /* what was read makes room */
+            memmove(job->out.v, job->out.v + job->out_at, job->out.len -= job->out_at);
+            job->out_at = 0;
+        }
+        err = dl_str_add(&job->out, news.v, news.len);
+        cli_job_resume(job);
+    }
+    pthread_mutex_unlock(&server->lock);
+    dl_str_finish(&news);
+    if (!err && last)
+        end_job(q, job);
+    return err;
+}
+
+/* A token of an answer: times are taken, and its client is told. */
+static int take(struct cli_sched *q, struct cli_seq *s, const struct dl_step_item *item)
+{
+    struct cli_metrics *m = &q->s->metrics;
+    struct cli_job *job = s->job;
+    uint64_t before = s->n_new;
+    int err = cli_seq_take(s, item, &q->s->served);
+    if (err)
+        return err;
+    uint64_t now = dl_now_ns();
+    pthread_mutex_lock(&q->s->lock);
+    if (s->n_new > before) {
+        m->generated_tokens++;
+        job->new_tokens++;
+        if (before)
+            cli_metrics_seconds(&m->token_seconds, now - s->last_ns);
+        else if (!job->first_ns) {
+            job->first_ns = now;
+            cli_metrics_seconds(&m->first_token_seconds, now - job->queued_ns);
+        }
+    }
+    pthread_mutex_unlock(&q->s->lock);
+    s->last_ns = now;
+    return tell(q, s);
+}
+
+static void after_step(struct cli_sched *q)
+{
+    for (uint32_t i = 0; i < q->n_items; i++) {
+        struct cli_seq *s = q->in_batch[i];
+        if (!s || q->items[i].want == DL_WANT_NONE)
+            continue;
+        struct cli_job *job = s->job;
+        char why[200];
+        cli_capture_begin(why, sizeof why, true);
+        int err = take(q, s, &q->items[i]);
+        cli_capture_end();
+        if (!err)
+            continue;
+        for (uint32_t k = i; k < q->n_items; k++) /* its other answers end with it */
+            if (q->in_batch[k] && q->in_batch[k]->job == job)
+                q->in_batch[k] = NULL;
+        fail_job(q, job, 500, why);
+    }
+    uint32_t kept = 0;
+    for (uint32_t i = 0; i < q->n_active; i++)
+        if (q->active[i]->state != CLI_SEQ_DONE)
+            q->active[kept++] = q->active[i];
+    q->n_active = kept;
+}
+
+/* The engine is of no use any more: those who waited for it are told, and it is made anew, with the CPU where a GPU failed. */
+static void heal(struct cli_sched *q, const char *why)
+{
+    cli_server_state(q->s, CLI_SERVER_HEALING, why);
+    fail_all(q, false, 503, why);
+    int err = cli_fall_back(q->s->load_opts, q->e);
+    cli_server_state(q->s, err ? CLI_SERVER_FAILED : CLI_SERVER_READY, err ? why : "");
+    if (err)
+        fail_all(q, true, 503, why);
+}
+
+static void step(struct cli_sched *q)
+{
+    char why[300];
+    struct cli_server *s = q->s;
+    uint64_t start = dl_now_ns();
+    cli_capture_begin(why, sizeof why, true);
+    int err = dl_engine_step(q->e->engine, q->items, q->n_items);
+    cli_capture_end();
+    if (err == DL_EDEVICE || err == DL_EPEER || err == DL_ETIMEDOUT || err == DL_ENOMEM || err == DL_EIO) {
+        heal(q, *why ? why : dl_err_text(err));
+        return;
+    }
+    if (err) {
+        fail_all(q, false, 500, why);
+        return;
+    }
+    after_step(q);
+    cli_pace_learn(&q->pace, q->n_decode, q->n_tokens - q->n_decode, dl_now_ns() - start);
+    struct dl_engine_stats stats;
+    dl_engine_stats(q->e->engine, &stats);
+    pthread_mutex_lock(&s->lock);
+    s->metrics.steps++;
+    s->metrics.engine = stats;
+    cli_metrics_tokens(&s->metrics.batch_tokens, q->n_tokens);
+    pthread_mutex_unlock(&s->lock);
+}
+
+/* Answers that need no step: those of no tokens at all. */
+static void settle(struct cli_sched *q)
+{
+    for (uint32_t i = 0; i < q->n_active;) {
+        struct cli_seq *s = q->active[i];
+        if (s->state != CLI_SEQ_DONE) {
+            i++;
+            continue;
+        }
+        q->active[i] = q->active[--q->n_active];
+        if (tell(q, s))
+            fail_job(q, s->job, 500, "the server is out of memory");
+        i = 0; /* telling the last one took others away */
+    }
+}
+
+/* ------------------------------------------------------------------------------------------------------ the loop */
+
+static void wait_for_work(struct cli_sched *q, int ms)
+{
+    struct pollfd fd = {.fd = q->s->wake[0], .events = POLLIN};
+    char bytes[256];
+    if (poll(&fd, 1, ms) > 0)
+        while (read(fd.fd, bytes, sizeof bytes) == (ssize_t)sizeof bytes)
+            ;
+}
+
+static void sweep(struct cli_sched *q)
+{
+    uint64_t now = dl_now_ns();
+    if (now < q->swept_ns + SWEEP_NS)
+        return;
+    q->swept_ns = now;
+    cli_http_sweep(q->s);
+}
+
+static void serve(struct cli_sched *q, dl_stop_fn *stop)
+{
+    uint64_t until = 0;
+    for (;;) {
+        if (!until && stop(NULL)) {
+            until = dl_now_ns() + DRAIN_NS;
+            cli_server_state(q->s, CLI_SERVER_STOPPING, "it was told to end");
+        }
+        if (until && (dl_now_ns() > until || (!q->n_active && !q->s->first)))
+            return;
+        sweep(q);
+        drop_gone(q);
+        admit(q);
+        settle(q);
+        gather(q);
+        if (q->n_items)
+            step(q);
+        else
+            wait_for_work(q, q->n_active ? 20 : IDLE_MS);
+    }
+}
+
+/* Lets the last words leave. */
+static void farewell(struct cli_sched *q)
+{
+    fail_all(q, true, 503, "the server is shutting down");
+    for (int ms = 0; ms < FAREWELL_MS && cli_http_busy(q->s); ms += 10)
+        poll(NULL, 0, 10);
+}
+
+int cli_server_run(struct cli_server *s, struct cli_engine *e, const struct cli_opts *load_opts, dl_stop_fn *stop)
+{
+    struct cli_sched q = {.s = s, .e = e, .most = s->opts.parallel};
+    s->load_opts = load_opts;
+    q.active = dl_calloc(q.most, sizeof(struct cli_seq *));
+    q.in_batch = dl_calloc(q.most, sizeof(struct cli_seq *));
+    q.items = dl_calloc(q.most, sizeof *q.items);
+    int err = q.active && q.in_batch && q.items ? DL_OK : DL_ENOMEM;
+    if (!err) {
+        serve(&q, stop);
+        farewell(&q);
+    }
+    free(q.active);
+    free(q.in_batch);
+    free(q.items);
+    return err;
+}

@@ -1,0 +1,242 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * cli/server/seq.c: one answer: its sampler with all that a request may ask of it, its text, its end. Knows of steps only what one gave.
+ */
+#include "server.h"
+
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+/* Distinct random streams for the answers of one request. */
+static uint64_t seed_of(const struct cli_job *job, uint32_t index)
+{
+    uint64_t seed = job->req.has_seed ? job->req.seed : dl_now_ns() ^ job->id << 40;
+    return seed + index * UINT64_C(0x9e3779b97f4a7c15);
+}
+
+static bool plain(const struct cli_seq *s)
+{
+    const struct cli_request *r = &s->job->req;
+    return s->sampler.temperature == 0 && s->sampler.repeat_penalty == 1 && !r->presence_penalty &&
+           !r->frequency_penalty && !r->n_bias && !r->logprobs;
+}
+
+static int add_stops(struct cli_seq *s, const struct cli_served *served)
+{
+    const struct cli_request *r = &s->job->req;
+    int err = DL_OK;
+    for (size_t i = 0; i < r->n_stops && !err; i++)
+        err = dl_stops_add(&s->stops, r->stops[i]);
+    bool chat = r->endpoint == CLI_ENDPOINT_CHAT && served->kind != DL_CHAT_NONE;
+    const char *const *own = chat ? dl_chat_stops(served->kind) : NULL;
+    for (; own && *own && !err; own++)
+        err = dl_stops_add(&s->stops, *own);
+    return err;
+}
+
+/* A completion that begins with its prompt. */
+static int echo(struct cli_seq *s, const struct cli_served *served)
+{
+    const struct cli_request *r = &s->job->req;
+    const struct cli_req_prompt *p = &r->prompts[s->index / r->n];
+    if (p->text)
+        return dl_str_add(&s->text, p->text, p->n);
+    struct dl_decoder d;
+    dl_decoder_init(&d, served->tok, true);
+    int err = DL_OK;
+    for (size_t i = 0; i < p->ids.len && !err; i++)
+        err = dl_decoder_push(&d, p->ids.v[i], &s->text);
+    return err ? err : dl_decoder_flush(&d, &s->text);
+}
+
+int cli_seq_init(struct cli_seq *s, struct cli_job *job, uint32_t index, const struct cli_served *served)
+{
+    const struct cli_request *r = &job->req;
+    *s = (struct cli_seq){.job = job, .index = index, .max_new = r->max_tokens};
+    s->state = s->max_new ? CLI_SEQ_PREFILL : CLI_SEQ_DONE;
+    s->reason = s->max_new ? CLI_REASON_NONE : CLI_REASON_LENGTH;
+    dl_sampler_init(&s->sampler, seed_of(job, index));
+    s->sampler.temperature = r->temperature;
+    s->sampler.top_p = r->top_p;
+    s->sampler.min_p = r->min_p;
+    s->sampler.top_k = r->top_k;
+    s->sampler.repeat_penalty = r->repeat_penalty;
+    const struct dl_tokens *prompt = &job->prompts[index / r->n];
+    for (size_t i = prompt->len - DL_MIN(prompt->len, (size_t)DL_PENALTY_WINDOW); i < prompt->len; i++)
+        dl_sampler_accept(&s->sampler, prompt->v[i]);
+    dl_decoder_init(&s->decoder, served->tok, r->endpoint == CLI_ENDPOINT_CHAT && served->kind != DL_CHAT_NONE);
+    int err = dl_tokens_append(&s->tokens, prompt->v, prompt->len);
+    if (!err)
+        err = add_stops(s, served);
+    if (!err && r->echo)
+        err = echo(s, served);
+    s->offset = s->text.len;
+    return err;
+}
+
+void cli_seq_finish(struct cli_seq *s)
+{
+    dl_session_destroy(&s->session);
+    dl_stops_finish(&s->stops);
+    dl_str_finish(&s->text);
+    dl_tokens_finish(&s->tokens);
+    dl_tokens_finish(&s->counted);
+    dl_tokens_finish(&s->counts);
+    free(s->logprobs.v);
+    s->logprobs = (struct cli_logprobs){0};
+}
+
+void cli_seq_want(const struct cli_seq *s, struct dl_step_item *item)
+{
+    item->want = plain(s) ? DL_WANT_BEST : DL_WANT_LAST;
+}
+
+/* ------------------------------------------------------------------------------------------------ sampling */
+
+static double log_sum(const float *logits, uint32_t n)
+{
+    float most = -INFINITY;
+    for (uint32_t i = 0; i < n; i++)
+        most = logits[i] > most ? logits[i] : most;
+    double sum = 0;
+    for (uint32_t i = 0; i < n; i++)
+        sum += isnan(logits[i]) ? 0 : (double)expf(logits[i] - most);
+    return (double)most + log(sum);
+}
+
+/* The likeliest of all, by falling logit. */
+static void rank(struct cli_logprob *lp, uint32_t k, const float *logits, uint32_t n, double sum)
+{
+    for (uint32_t i = 0; i < n; i++) {
+        if (isnan(logits[i]) || !k || (lp->n_top == k && logits[i] <= lp->top[k - 1].logprob))
+            continue;
+        uint32_t at = lp->n_top < k ? lp->n_top++ : k - 1;
+        for (; at && logits[i] > lp->top[at - 1].logprob; at--)
+            lp->top[at] = lp->top[at - 1];
+        lp->top[at].id = (int32_t)i;
+        lp->top[at].logprob = logits[i];
+    }
+    for (uint32_t i = 0; i < lp->n_top; i++)
+        lp->top[i].logprob = (float)((double)lp->top[i].logprob - sum);
+}
+
+static void adjust(const struct cli_seq *s, float *logits)
+{
+    const struct cli_request *r = &s->job->req;
+    for (size_t i = 0; i < r->n_bias; i++)
+        logits[r->bias[i].id] += r->bias[i].bias;
+    for (size_t i = 0; i < s->counted.len; i++)
+        logits[s->counted.v[i]] -= r->presence_penalty + r->frequency_penalty * (float)s->counts.v[i];
+}
+
+static int count(struct cli_seq *s, int32_t id)
+{
+    const struct cli_request *r = &s->job->req;
+    if (!r->presence_penalty && !r->frequency_penalty)
+        return DL_OK;
+    for (size_t i = 0; i < s->counted.len; i++)
+        if (s->counted.v[i] == id) {
+            s->counts.v[i]++;
+            return DL_OK;
+        }
+    int err = dl_tokens_add(&s->counted, id);
+    return err ? err : dl_tokens_add(&s->counts, 1);
+}
+
+/* The next token, or an error. Likelihoods are those of the model, before anything that the request asked for. */
+static int32_t pick(struct cli_seq *s, const struct dl_step_item *item, struct cli_logprob *lp)
+{
+    const struct cli_request *r = &s->job->req;
+    if (item->want == DL_WANT_BEST)
+        return item->n_top ? item->top[0].id
+                           : dl_fail(DL_EDEVICE, "sampler: no logit is a number: the device computes nonsense");
+    uint32_t vocab = s->job->server->served.defaults.vocab;
+    double sum = 0;
+    if (r->logprobs) {
+        sum = log_sum(item->logits, vocab);
+        rank(lp, r->top_logprobs, item->logits, vocab, sum);
+    }
+    float *before = NULL;
+    if (r->logprobs) { /* sampling overwrites the logits, and which one is needed is known only afterwards */
+        before = dl_calloc(vocab, sizeof *before);
+        if (!before)
+            return DL_ENOMEM;
+        memcpy(before, item->logits, vocab * sizeof *before);
+    }
+    adjust(s, item->logits);
+    int32_t id = dl_sample(&s->sampler, item->logits, vocab);
+    lp->id = id;
+    if (before && id >= 0)
+        lp->logprob = (float)((double)before[id] - sum);
+    free(before);
+    return id;
+}
+
+/* ---------------------------------------------------------------------------------------------------- text */
+
+/* 1: a stop string ended the answer. */
+static int push(struct cli_seq *s, int32_t id)
+{
+    struct dl_str bytes = {0};
+    int err = dl_decoder_push(&s->decoder, id, &bytes);
+    if (!err && bytes.len)
+        err = dl_stops_push(&s->stops, bytes.v, bytes.len, &s->text);
+    dl_str_finish(&bytes);
+    return err;
+}
+
+/* What was held back comes out, unless it completes a stop string. */
+static int flush(struct cli_seq *s)
+{
+    struct dl_str bytes = {0};
+    int err = dl_decoder_flush(&s->decoder, &bytes);
+    if (!err && bytes.len)
+        err = dl_stops_push(&s->stops, bytes.v, bytes.len, &s->text);
+    dl_str_finish(&bytes);
+    return err < 0 ? err : err ? DL_OK : dl_stops_flush(&s->stops, &s->text);
+}
+
+static int end(struct cli_seq *s, enum cli_reason reason, bool held_back)
+{
+    s->state = CLI_SEQ_DONE;
+    s->reason = reason;
+    return held_back ? flush(s) : DL_OK;
+}
+
+static int note(struct cli_seq *s, const struct cli_logprob *lp)
+{
+    if (!s->job->req.logprobs)
+        return DL_OK;
+    void *v = s->logprobs.v;
+    int err = dl_grow(&v, &s->logprobs.cap, s->logprobs.len + 1, sizeof *lp);
+    s->logprobs.v = v;
+    if (!err)
+        s->logprobs.v[s->logprobs.len++] = *lp;
+    return err;
+}
+
+int cli_seq_take(struct cli_seq *s, const struct dl_step_item *item, const struct cli_served *served)
+{
+    struct cli_logprob lp = {0};
+    int32_t id = pick(s, item, &lp);
+    if (id < 0)
+        return id;
+    if (dl_token_is_eog(served->tok, id))
+        return end(s, CLI_REASON_STOP, true);
+    s->n_new++;
+    dl_sampler_accept(&s->sampler, id);
+    int err = count(s, id);
+    int found = err ? err : push(s, id);
+    if (found < 0)
+        return found;
+    if (found)
+        return end(s, CLI_REASON_STOP, false);
+    err = note(s, &lp);
+    if (err)
+        return err;
+    if (s->n_new >= s->max_new || dl_session_len(s->session) >= served->ctx)
+        return end(s, CLI_REASON_LENGTH, true);
+    s->state = CLI_SEQ_DECODE;
+    return dl_tokens_add(&s->tokens, id);
+}

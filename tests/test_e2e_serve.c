@@ -1,0 +1,456 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * tests/test_e2e_serve.c: `serve` over real connections, with the demo model: every endpoint, what clients may ask for, and that many at
+ * once get what each gets alone.
+ */
+#include "http.h"
+
+#include <pthread.h>
+
+#define CHAT "/v1/chat/completions"
+#define TEXT "/v1/completions"
+#define HELLO "\"messages\":[{\"role\":\"user\",\"content\":\"Hello\"}]"
+
+static void test_endpoints(void **state)
+{
+    (void)state;
+    NEED_BIN();
+    struct served s;
+    struct http h;
+    SERVE(&s, "--device", "cpu");
+    static const struct {
+        const char *method, *path, *body;
+        int status;
+        const char *has;
+    } cases[] = {
+        {"GET", "/health", NULL, 200, "\"status\":\"ok\""},
+        {"HEAD", "/health", NULL, 200, ""},
+        {"GET", "/v1/models", NULL, 200, "\"object\":\"list\""},
+        {"GET", "/v1/models/dllama-vk%20demo", NULL, 200, "\"object\":\"model\""},
+        {"GET", "/v1/models/other", NULL, 404, "model_not_found"},
+        {"GET", "/v1/cluster", NULL, 200, "\"nodes\":[{"},
+        {"GET", "/metrics", NULL, 200, "# TYPE dllama_token_seconds histogram"},
+        {"POST", "/tokenize", "{\"content\":\"Hello world\"}", 200, "\"count\":"},
+        {"POST", "/detokenize", "{\"tokens\":[300]}", 200, "\"content\":"},
+        {"POST", "/v1/embeddings", "{\"input\":\"a\"}", 404, "embeddings are not offered"},
+        {"GET", "/nowhere", NULL, 404, "nothing at /nowhere"},
+        {"GET", "/v1/modelsx", NULL, 404, "nothing at"},
+        {"GET", CHAT, NULL, 405, "takes POST, not GET"},
+        {"POST", "/health", "{}", 405, "takes GET, not POST"},
+        {"BREW", "/health", NULL, 405, "takes GET"},
+        {"POST", CHAT, "{\"messages\":5}", 400, "\"param\":\"messages\""},
+    };
+    for (size_t i = 0; i < DL_COUNT_OF(cases); i++) {
+        http_begin(&h, s.port, cases[i].method, cases[i].path, "", cases[i].body);
+        http_finish(&h);
+        HTTP_STATUS(&h, cases[i].status);
+        E2E_HAS(h.all, cases[i].has);
+        if (cases[i].status >= 400) {
+            json_t *v = http_json(&h);
+            assert_true(json_is_string(json_object_get(json_object_get(v, "error"), "message")));
+            json_decref(v);
+        }
+        http_free(&h);
+    }
+    char body[256], *once = ask(s.port, TEXT, "{\"prompt\":\"\",\"max_tokens\":9}"), want[256];
+    http_post(&h, s.port, "/tokenize", "{\"content\":\"your own machines, and Zebra\"}");
+    json_t *v = http_json(&h);
+    char *ids = json_dumps(json_object_get(v, "tokens"), 0);
+    snprintf(body, sizeof body, "{\"tokens\":%s}", ids);
+    http_free(&h);
+    http_post(&h, s.port, "/detokenize", body);
+    snprintf(want, sizeof want, "{\"content\":\"your own machines, and Zebra\"}");
+    assert_string_equal(h.body, want);
+    http_free(&h);
+    json_decref(v);
+    free(ids);
+    free(once);
+    served_stop(&s, 5000);
+}
+
+/* The text of the answer that `run` gives. */
+static char *run_alone(const char *prompt)
+{
+    struct e2e r;
+    E2E(&r, "run", "--device", "cpu", "--temp", "0", "--json", "-n", "40", "--raw", "-p", prompt);
+    E2E_STATUS(&r, 0);
+    json_t *v = json_loads(r.out, 0, NULL);
+    char *text = strdup(json_string_value(json_object_get(v, "text")));
+    json_decref(v);
+    e2e_free(&r);
+    return text;
+}
+
+static void test_answers(void **state)
+{
+    (void)state;
+    NEED_BIN();
+    struct served s;
+    struct http h;
+    SERVE(&s, "--device", "cpu");
+    char *alone = run_alone("One model"), *text = ask(s.port, TEXT, "{\"prompt\":\"One model\",\"max_tokens\":40}");
+    assert_string_equal(text, alone);
+    assert_true(strlen(text) > 40);
+    free(text);
+
+    /* Whole and in pieces: the same. */
+    char *whole = ask(s.port, CHAT, "{" HELLO "}");
+    struct dl_str pieces = {0};
+    http_post(&h, s.port, CHAT, "{" HELLO ",\"stream\":true,\"stream_options\":{\"include_usage\":true}}");
+    HTTP_STATUS(&h, 200);
+    E2E_HAS(h.all, "text/event-stream");
+    unsigned events = 0, roles = 0, finishes = 0, usages = 0;
+    for (char *at = h.body; (at = strstr(at, "data: ")); events++) {
+        at += 6;
+        char *end = strstr(at, "\n\n");
+        assert_non_null(end);
+        *end = 0;
+        if (!strcmp(at, "[DONE]")) {
+            assert_true(end + 2 == h.body + h.n_body);
+            at = end + 1;
+            continue;
+        }
+        json_t *v = json_loads(at, 0, NULL);
+        assert_non_null(v);
+        const json_t *choice = json_array_get(json_object_get(v, "choices"), 0),
+                     *delta = json_object_get(choice, "delta");
+        const char *piece = json_string_value(json_object_get(delta, "content"));
+        (void)dl_str_addz(&pieces, piece ? piece : "");
+        roles += json_object_get(delta, "role") != NULL;
+        finishes += json_is_string(json_object_get(choice, "finish_reason"));
+        usages += json_is_object(json_object_get(v, "usage"));
+        json_decref(v);
+        at = end + 1;
+    }
+    assert_string_equal(pieces.v, whole);
+    assert_true(events > 10 && roles == 1 && finishes == 1 && usages == 1);
+    http_free(&h);
+    dl_str_finish(&pieces);
+
+    /* The end of the text, a stop string, the number of tokens. */
+    http_post(&h, s.port, CHAT, "{" HELLO "}");
+    json_t *v = http_json(&h);
+    assert_string_equal(finish_of(v, 0), "stop");
+    json_decref(v);
+    http_free(&h);
+    http_post(&h, s.port, CHAT, "{" HELLO ",\"stop\":\"machines\"}");
+    v = http_json(&h);
+    assert_string_equal(finish_of(v, 0), "stop");
+    assert_true(strstr(whole, "machines") && strlen(choice_text(v, 0)) == (size_t)(strstr(whole, "machines") - whole));
+    json_decref(v);
+    http_free(&h);
+    http_post(&h, s.port, CHAT, "{" HELLO ",\"max_completion_tokens\":3}");
+    v = http_json(&h);
+    assert_string_equal(finish_of(v, 0), "length");
+    const json_t *usage = json_object_get(v, "usage");
+    assert_int_equal(json_integer_value(json_object_get(usage, "completion_tokens")), 3);
+    json_decref(v);
+    http_free(&h);
+    http_post(&h, s.port, CHAT, "{" HELLO ",\"max_tokens\":0}");
+    v = http_json(&h);
+    assert_string_equal(finish_of(v, 0), "length");
+    assert_string_equal(choice_text(v, 0), "");
+    json_decref(v);
+    http_free(&h);
+    free(whole);
+    free(alone);
+    served_stop(&s, 5000);
+}
+
+/* Every request has its own settings, and none of another's. */
+static void test_sampling(void **state)
+{
+    (void)state;
+    NEED_BIN();
+    struct served s;
+    struct http h;
+    SERVE(&s, "--device", "cpu");
+#define WARM "{\"prompt\":\"a\",\"max_tokens\":30,\"temperature\":90,"
+    char *a = ask(s.port, TEXT, WARM "\"seed\":1}"), *b = ask(s.port, TEXT, WARM "\"seed\":1}");
+    char *c = ask(s.port, TEXT, WARM "\"seed\":2}");
+    assert_string_equal(a, b);
+    assert_string_not_equal(a, c);
+    char *greedy = ask(s.port, TEXT, "{\"prompt\":\"a\",\"max_tokens\":30}");
+    char *k1 = ask(s.port, TEXT, WARM "\"top_k\":1}"), *p0 = ask(s.port, TEXT, WARM "\"top_p\":0}");
+    assert_string_equal(k1, greedy);
+    assert_string_equal(p0, greedy);
+    assert_string_not_equal(a, greedy);
+    free(a);
+    free(b);
+    free(c);
+    free(k1);
+    free(p0);
+
+    http_post(&h, s.port, TEXT, WARM "\"seed\":1,\"n\":3}");
+    json_t *v = http_json(&h);
+    assert_int_equal(json_array_size(json_object_get(v, "choices")), 3);
+    assert_string_not_equal(choice_text(v, 0), choice_text(v, 1));
+    assert_string_not_equal(choice_text(v, 1), choice_text(v, 2));
+    assert_int_equal(json_integer_value(json_object_get(json_object_get(v, "usage"), "completion_tokens")), 90);
+    json_decref(v);
+    http_free(&h);
+    http_post(&h, s.port, TEXT, "{\"prompt\":[\"One\",[1]],\"max_tokens\":4,\"n\":2,\"echo\":true}");
+    v = http_json(&h);
+    assert_int_equal(json_array_size(json_object_get(v, "choices")), 4);
+    assert_int_equal(strncmp(choice_text(v, 1), "One", 3), 0);
+    assert_string_equal(choice_text(v, 2), choice_text(v, 3));
+    json_decref(v);
+    http_free(&h);
+
+    /* A token that is pushed away is not taken; one that is pulled up is. Likelihoods are those before that. */
+    http_post(&h, s.port, TEXT, "{\"prompt\":\"One\",\"max_tokens\":1,\"logprobs\":3}");
+    v = http_json(&h);
+    const json_t *lp = json_object_get(json_array_get(json_object_get(v, "choices"), 0), "logprobs");
+    const json_t *top = json_array_get(json_object_get(lp, "top_logprobs"), 0);
+    assert_int_equal(json_object_size(top), 3);
+    double best = json_number_value(json_array_get(json_object_get(lp, "token_logprobs"), 0));
+    assert_true(best <= 0 && best > -0.1);
+    json_decref(v);
+    http_free(&h);
+    http_post(&h, s.port, TEXT, "{\"prompt\":\"One\",\"max_tokens\":5,\"logit_bias\":{\"300\":100},\"logprobs\":0}");
+    v = http_json(&h);
+    lp = json_object_get(json_array_get(json_object_get(v, "choices"), 0), "logprobs");
+    const char *same = json_string_value(json_array_get(json_object_get(lp, "tokens"), 0));
+    assert_true(json_number_value(json_array_get(json_object_get(lp, "token_logprobs"), 0)) < -20);
+    assert_string_equal(same, json_string_value(json_array_get(json_object_get(lp, "tokens"), 4)));
+    json_decref(v);
+    http_free(&h);
+    /* The same pull, against a penalty that grows with every use: others get their turn. */
+    http_post(&h, s.port, TEXT,
+              "{\"prompt\":\"One\",\"max_tokens\":9,\"logit_bias\":{\"300\":26,\"301\":25},\"frequency_penalty\":2,"
+              "\"logprobs\":0}");
+    v = http_json(&h);
+    lp = json_object_get(json_array_get(json_object_get(v, "choices"), 0), "logprobs");
+    unsigned changes = 0;
+    for (size_t i = 1; i < 9; i++)
+        changes += strcmp(json_string_value(json_array_get(json_object_get(lp, "tokens"), i)),
+                          json_string_value(json_array_get(json_object_get(lp, "tokens"), i - 1))) != 0;
+    assert_true(changes > 1);
+    json_decref(v);
+    http_free(&h);
+    http_post(&h, s.port, CHAT, "{" HELLO ",\"max_tokens\":2,\"logprobs\":true,\"top_logprobs\":2}");
+    v = http_json(&h);
+    lp = json_object_get(json_object_get(json_array_get(json_object_get(v, "choices"), 0), "logprobs"), "content");
+    assert_int_equal(json_array_size(lp), 2);
+    const json_t *first = json_array_get(lp, 0);
+    assert_int_equal(json_array_size(json_object_get(first, "top_logprobs")), 2);
+    assert_string_equal(
+        json_string_value(json_object_get(first, "token")),
+        json_string_value(json_object_get(json_array_get(json_object_get(first, "top_logprobs"), 0), "token")));
+    json_decref(v);
+    http_free(&h);
+    char *after = ask(s.port, TEXT, "{\"prompt\":\"a\",\"max_tokens\":30}");
+    assert_string_equal(after, greedy);
+    free(after);
+    free(greedy);
+
+    /* Both numbers. */
+    struct dl_str body = {0};
+    (void)dl_str_addz(&body, "{\"prompt\":\"");
+    for (int i = 0; i < 3000; i++)
+        (void)dl_str_addz(&body, "zq");
+    (void)dl_str_addz(&body, "\"}");
+    http_post(&h, s.port, TEXT, body.v);
+    HTTP_STATUS(&h, 400);
+    E2E_HAS(h.body, "tokens do not fit the context of 1024");
+    E2E_HAS(h.body, "context_length_exceeded");
+    http_free(&h);
+    dl_str_finish(&body);
+    served_stop(&s, 5000);
+}
+
+/* ------------------------------------------------------------------------------------------------ many at once */
+
+#define CLIENTS 16
+
+struct client {
+    int port;
+    unsigned number;
+    char *want[4];
+    int wrong;
+};
+
+static const char *const prompts[4] = {"One model", "your own", "machines you already own. Each machine", "a"};
+
+static void body_of(char out[256], unsigned which, bool stream)
+{
+    snprintf(out, 256, "{\"prompt\":\"%s\",\"max_tokens\":%u,\"stream\":%s}", prompts[which], 20 + 10 * which,
+             stream ? "true" : "false");
+}
+
+/* No asserts: those belong to the main thread. */
+static void *client(void *ud)
+{
+    struct client *c = ud;
+    for (unsigned i = 0; i < 6; i++) {
+        unsigned which = (c->number + i) % 4;
+        char body[256], head[512];
+        body_of(body, which, false);
+        struct http h = {.fd = http_connect(c->port)};
+        snprintf(head, sizeof head,
+                 "POST %s HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nContent-Length: %zu\r\n\r\n%s", TEXT,
+                 strlen(body), body);
+        http_write(h.fd, head, strlen(head));
+        http_finish(&h);
+        json_t *v = json_loadb(h.body, h.n_body, 0, NULL);
+        const char *text = json_string_value(json_object_get(json_array_get(json_object_get(v, "choices"), 0), "text"));
+        c->wrong += !text || strcmp(text, c->want[which]) != 0;
+        json_decref(v);
+        http_free(&h);
+    }
+    return NULL;
+}
+
+static void test_many(void **state)
+{
+    (void)state;
+    NEED_BIN();
+    struct served s;
+    SERVE(&s, "--device", "cpu", "--parallel", "5", "--batch", "16");
+    char *want[4], body[256];
+    for (unsigned i = 0; i < 4; i++) {
+        body_of(body, i, false);
+        want[i] = ask(s.port, TEXT, body);
+    }
+    pthread_t threads[CLIENTS];
+    struct client clients[CLIENTS];
+    for (unsigned i = 0; i < CLIENTS; i++) {
+        clients[i] = (struct client){s.port, i, {want[0], want[1], want[2], want[3]}, 0};
+        assert_int_equal(pthread_create(&threads[i], NULL, client, &clients[i]), 0);
+    }
+    for (unsigned i = 0; i < CLIENTS; i++) {
+        pthread_join(threads[i], NULL);
+        assert_int_equal(clients[i].wrong, 0);
+    }
+    double steps = metric(s.port, "dllama_steps_total"), made = metric(s.port, "dllama_generated_tokens_total");
+    assert_true(metric(s.port, "dllama_requests_total{result=\"ok\"}") == 4 + 6 * CLIENTS);
+    assert_true(made > 2000 && steps < made * 0.6); /* batches held several answers */
+    assert_true(metric(s.port, "dllama_queued_requests") == 0 && metric(s.port, "dllama_running_sequences") == 0);
+    for (unsigned i = 0; i < 4; i++)
+        free(want[i]);
+    served_stop(&s, 5000);
+}
+
+/* ------------------------------------------------------------------------------------------- leaving, and waiting */
+
+/* A request that takes long: 16 answers to the end of the context, the end of the text being ruled out. */
+#define LONG "{\"prompt\":\"One\",\"n\":16,\"logit_bias\":{\"2\":-100},\"stream\":true}"
+
+static bool wait_for(int port, const char *name, double want)
+{
+    for (int i = 0; i < 2000; i++) {
+        if (metric(port, name) == want)
+            return true;
+        poll(NULL, 0, 5);
+    }
+    return false;
+}
+
+static void test_leaving(void **state)
+{
+    (void)state;
+    NEED_BIN();
+    struct served s;
+    struct http h, other;
+    char byte[64];
+    SERVE(&s, "--device", "cpu", "--parallel", "1", "--queue", "1");
+    /* While it streams. */
+    http_begin(&h, s.port, "POST", TEXT, "", LONG);
+    assert_true(recv(h.fd, byte, sizeof byte, 0) > 0);
+    http_free(&h);
+    assert_true(wait_for(s.port, "dllama_requests_total{result=\"cancelled\"}", 1));
+    assert_true(wait_for(s.port, "dllama_running_sequences", 0));
+    assert_true(metric(s.port, "dllama_generated_tokens_total") < 16 * 1000);
+    /* While it waits for a whole answer, and while it is in the queue. A third one finds it full. */
+    http_begin(&h, s.port, "POST", TEXT, "", "{\"prompt\":\"One\",\"n\":16,\"logit_bias\":{\"2\":-100}}");
+    assert_true(wait_for(s.port, "dllama_running_sequences", 1));
+    http_begin(&other, s.port, "POST", TEXT, "", LONG);
+    assert_true(wait_for(s.port, "dllama_queued_requests", 1));
+    struct http third;
+    http_post(&third, s.port, TEXT, "{\"prompt\":\"a\"}");
+    HTTP_STATUS(&third, 429);
+    E2E_HAS(third.all, "Retry-After: ");
+    E2E_HAS(third.body, "rate_limit_error");
+    http_free(&third);
+    http_free(&other);
+    assert_true(wait_for(s.port, "dllama_queued_requests", 0));
+    http_free(&h);
+    assert_true(wait_for(s.port, "dllama_running_sequences", 0));
+    assert_true(metric(s.port, "dllama_requests_total{result=\"cancelled\"}") == 3);
+    char *text = ask(s.port, TEXT, "{\"prompt\":\"One model\",\"max_tokens\":3}");
+    assert_true(*text);
+    free(text);
+    served_stop(&s, 5000);
+}
+
+/* One that does not read what it asked for holds up nobody, and gets it all once it does. */
+static void test_slow_reader(void **state)
+{
+    (void)state;
+    NEED_BIN();
+    struct served s;
+    struct http slow;
+    SERVE(&s, "--device", "cpu", "--parallel", "2");
+    http_begin(&slow, s.port, "POST", TEXT, "",
+               "{\"prompt\":\"One\",\"n\":16,\"logit_bias\":{\"2\":-100},\"stream\":true,\"logprobs\":20}");
+    for (int i = 0; i < 20; i++) {
+        char *text = ask(s.port, TEXT, "{\"prompt\":\"One model\",\"max_tokens\":20}");
+        free(text);
+    }
+    /* Its answers fill what the sockets and the server keep for it, and wait then. */
+    double before = -1, now = metric(s.port, "dllama_generated_tokens_total");
+    for (int i = 0; i < 100 && now != before; i++) {
+        before = now;
+        poll(NULL, 0, 300);
+        now = metric(s.port, "dllama_generated_tokens_total");
+    }
+    assert_true(now == before && now < 16 * 1000);
+    assert_true(metric(s.port, "dllama_running_sequences") >= 1);
+    http_finish(&slow);
+    HTTP_STATUS(&slow, 200);
+    assert_true(slow.n_body > 14 && !strcmp(slow.body + slow.n_body - 14, "data: [DONE]\n\n"));
+    unsigned ends = 0;
+    for (char *at = slow.body; (at = strstr(at, "\"finish_reason\":\"length\"")); at++)
+        ends++;
+    assert_int_equal(ends, 16);
+    http_free(&slow);
+    served_stop(&s, 5000);
+}
+
+/* Ctrl-C: what runs may end, what takes too long is cut, with a word. */
+static void test_stopping(void **state)
+{
+    (void)state;
+    NEED_BIN();
+    struct served s;
+    struct http h, waits;
+    char byte[64];
+    SERVE(&s, "--device", "cpu", "--parallel", "1");
+    http_begin(&h, s.port, "POST", TEXT, "", LONG);
+    http_begin(&waits, s.port, "POST", TEXT, "", "{\"prompt\":\"One\",\"max_tokens\":5}");
+    ssize_t got = recv(h.fd, byte, sizeof byte, MSG_PEEK);
+    assert_true(got > 0);
+    kill(s.proc.pid, SIGTERM);
+    http_finish(&h);
+    http_finish(&waits);
+    assert_true(waits.status == 503 || waits.status == 200);
+    HTTP_STATUS(&h, 200);
+    if (!strstr(h.body, "[DONE]"))
+        E2E_HAS(h.body, "data: {\"error\":{\"message\":\"the server is shutting down\"");
+    http_free(&h);
+    http_free(&waits);
+    struct e2e r;
+    e2e_finish(&s.proc, NULL, 0, &r);
+    served_pid = 0;
+    assert_int_equal(r.status, 0);
+    e2e_free(&r);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        SERVE_TEST(test_endpoints), SERVE_TEST(test_answers),     SERVE_TEST(test_sampling), SERVE_TEST(test_many),
+        SERVE_TEST(test_leaving),   SERVE_TEST(test_slow_reader), SERVE_TEST(test_stopping),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
