@@ -397,11 +397,124 @@ static void into_the_root(void **state)
     torment(root_life, types, DL_COUNT_OF(types));
 }
 
+/* ------------------------------------------------------------------------------------------- out of order */
+
+/* A message of this type that would be right at another time. */
+static void write_good(struct script *s, enum eng_msg type, uint64_t step, struct eng_tables *tables)
+{
+    static const struct eng_hello hello = {ENG_PROTOCOL, DL_VERSION, "a script"};
+    static const uint8_t bits[MOST_WEIGHTS / 8] = {1};
+    const struct eng_memory memory = {.fits = true, .plan = plan_msg.plan};
+    uint32_t block = 3;
+    struct eng_seq seq = {(uint32_t)step - 1, 1, DL_WANT_LAST, 0, &block, 1};
+    struct eng_batch b = {.seqs = &seq, .n_seqs = 1, .n_tokens = 1, .n_out = 1};
+    struct eng_step_limits limits = {plan_msg.h.dim, plan_msg.opts.kv_blocks, DL_F32};
+    uint8_t *room;
+    switch (type) {
+    case ENG_MSG_HELLO:
+        eng_hello_write(&s->o, &hello);
+        break;
+    case ENG_MSG_MODEL:
+        eng_model_write(&s->o, &plan_msg);
+        break;
+    case ENG_MSG_MEMORY:
+        eng_memory_write(&s->o, &memory);
+        break;
+    case ENG_MSG_OFFER:
+        eng_offer_write(&s->o, 0, offers, plan->n_weights);
+        break;
+    case ENG_MSG_WANT:
+        eng_want_write(&s->o, bits, plan->n_weights);
+        break;
+    case ENG_MSG_DATA:
+        eng_data_write(&s->o, 0, 0, 64, &room);
+        if (room)
+            memset(room, 7, 64);
+        break;
+    case ENG_MSG_GOT:
+        eng_got_write(&s->o, 64);
+        break;
+    case ENG_MSG_STEP:
+        eng_step_write(&s->o, step, &b, s->wire, &limits, tables);
+        break;
+    case ENG_MSG_LOGITS:
+        eng_logits_begin(&s->o, step, 1);
+        break;
+    case ENG_MSG_FETCH:
+        eng_fetch_write(&s->o, step, 0);
+        break;
+    default:
+        eng_plain_write(&s->o, type);
+    }
+}
+
+/* Comes as far as `stage`: what it has said by then, in order, all of it right. */
+enum { AT_FIRST, MET, PLANNED, LOADED, STEPPED, STAGES };
+static bool come_to(struct script *s, int stage, struct eng_tables *tables)
+{
+    static const enum eng_msg says[] = {ENG_MSG_HELLO, ENG_MSG_MODEL, ENG_MSG_OFFER, ENG_MSG_STEP};
+    static const enum eng_msg hears[] = {ENG_MSG_HELLO, ENG_MSG_MEMORY, ENG_MSG_READY, ENG_MSG_LOGITS};
+    for (int i = 0; i < stage; i++) {
+        write_good(s, says[i], 1, tables);
+        if (!say(s) || (says[i] == ENG_MSG_STEP && !exchange(s)) || !hear(s, hears[i]))
+            return false;
+    }
+    return true;
+}
+
+/* Uses what is not there yet, makes twice what there is, frees it and goes on: a worker that is told so ends, with a line. */
+static void out_of_order(void **state)
+{
+    (void)state;
+    static const enum eng_msg right[STAGES] = {ENG_MSG_HELLO, ENG_MSG_MODEL, ENG_MSG_OFFER, ENG_MSG_STEP, ENG_MSG_STEP};
+    struct rig_worker *w = &the_rig.workers[1];
+    int lives = 0;
+    for (int stage = 0; stage < STAGES; stage++)
+        for (enum eng_msg type = ENG_MSG_HELLO; type < ENG_MSG_END; type++) {
+            if (type == right[stage] || type == ENG_MSG_ERROR || type == ENG_MSG_BYE ||
+                (type == ENG_MSG_FETCH && stage == STEPPED))
+                continue;
+            dl_transport *t[2];
+            struct script s;
+            struct eng_tables tables = {0};
+            rig_log_begin();
+            assert_int_equal(dl_loopback_open(2, NULL, t), 0);
+            assert_int_equal(eng_tables_init(&tables, &plan_msg.shape), 0);
+            script_init(&s, t[0], 1, ENG_MSG_END, 1);
+            w->t = t[1];
+            w->opts = (struct dl_worker_opts){.model = the_rig.model, .wait_ms = 400};
+            assert_int_equal(pthread_create(&w->thread, NULL, rig_work, w), 0);
+            bool came = come_to(&s, stage, &tables);
+            write_good(&s, type, 2, &tables);
+            (void)say(&s);
+            write_good(&s, ENG_MSG_STEP, stage == STEPPED ? 2 : 1, &tables); /* as if nothing had been */
+            (void)say(&s);
+            bool said = false;
+            while (!said && !eng_link_recv(&s.l, ENG_BULK_MOST, 2 * PATIENCE, &s.in))
+                said = eng_in_type(&s.in) == ENG_MSG_ERROR;
+            dl_transport_close(&s.l.t);
+            pthread_join(w->thread, NULL);
+            if (!came || !said || w->err != DL_EFORMAT || rig_logged.errors != 1)
+                fail_msg("%s at stage %d: %s in %u lines: %s", eng_msg_name(type), stage, dl_err_name(w->err),
+                         rig_logged.errors, rig_logged.text.v ? rig_logged.text.v : "");
+            eng_tables_finish(&tables);
+            script_finish(&s);
+            lives++;
+        }
+    printf("%d messages at the wrong time\n", lives);
+    bool hit;
+    rig_log_begin();
+    assert_int_equal(worker_life(ENG_MSG_END, 1, &hit), 0); /* as good as new */
+    assert_int_equal(rig_logged.errors, 0);
+    rig_log_end();
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(into_a_worker),
         cmocka_unit_test(into_the_root),
+        cmocka_unit_test(out_of_order),
     };
     return cmocka_run_group_tests(tests, setup, teardown);
 }
