@@ -9,6 +9,10 @@
 #include "e2e.h"
 #include "tempdir.h"
 
+#ifdef __linux__
+#include <sys/prctl.h>
+#endif
+
 #define WORKERS_MOST 8
 #define WORKER_WAIT_MS 60000
 
@@ -106,6 +110,9 @@ static inline struct worker_proc *worker_start(struct cluster *c, const char *co
     w->pid = fork();
     assert_true(w->pid >= 0);
     if (!w->pid) {
+#ifdef __linux__
+        prctl(PR_SET_PDEATHSIG, SIGKILL); /* a test that fails leaves nobody behind */
+#endif
         int in = open("/dev/null", O_RDONLY), err = open(w->log, O_WRONLY | O_CREAT | O_TRUNC | O_APPEND, 0600);
         dup2(in, 0);
         dup2(err, 1);
