@@ -3,6 +3,8 @@ include(GNUInstallDirs)
 if(TARGET dllama-vk)
   install(TARGETS dllama-vk RUNTIME DESTINATION ${CMAKE_INSTALL_BINDIR})
 endif()
+# systemd looks for units below /usr/local, too.
+install(FILES ${CMAKE_CURRENT_LIST_DIR}/dllama-vk-worker.service DESTINATION lib/systemd/system)
 install(FILES LICENSE DESTINATION ${CMAKE_INSTALL_DOCDIR} RENAME copyright)
 install(FILES README.md DESTINATION ${CMAKE_INSTALL_DOCDIR})
 
@@ -16,4 +18,7 @@ set(CPACK_DEBIAN_FILE_NAME DEB-DEFAULT)
 set(CPACK_DEBIAN_PACKAGE_SECTION science)
 set(CPACK_DEBIAN_PACKAGE_SHLIBDEPS ON)
 set(CPACK_DEBIAN_PACKAGE_RECOMMENDS libvulkan1) # loaded at run time, if there
+# What lies outside of the prefix is for the package alone: the options of the service, which are the administrator's to change.
+set(CPACK_INSTALLED_DIRECTORIES ${CMAKE_CURRENT_LIST_DIR}/debian/root /)
+set(CPACK_DEBIAN_PACKAGE_CONTROL_EXTRA ${CMAKE_CURRENT_LIST_DIR}/debian/conffiles)
 include(CPack)

@@ -2,6 +2,7 @@
  *
  * transport/key.c: cluster keys and the files that hold them. Files go through libuv, so that this works wherever it does.
  */
+#include <stdlib.h>
 #include <string.h>
 
 #include <openssl/crypto.h>
@@ -88,6 +89,16 @@ static bool parse(const char *text, size_t n, struct dl_key *out)
     return true;
 }
 
+#ifndef _WIN32
+/* A copy that systemd made for this service alone: access lists, which it sets there, look like rights of a group. */
+static bool is_credential(const char *path)
+{
+    const char *folder = getenv("CREDENTIALS_DIRECTORY");
+    size_t n = folder ? strlen(folder) : 0;
+    return n && !strncmp(path, folder, n) && path[n] == '/';
+}
+#endif
+
 int dl_key_read(const char *path, struct dl_key *out)
 {
     uv_fs_t req;
@@ -97,7 +108,7 @@ int dl_key_read(const char *path, struct dl_key *out)
                        "key: cannot read %s: %s: make one with `dllama-vk keygen %s`, or copy the cluster's here", path,
                        uv_strerror((int)file), path);
 #ifndef _WIN32
-    if (!uv_fs_fstat(NULL, &req, (uv_file)file, NULL) && (req.statbuf.st_mode & 077))
+    if (!uv_fs_fstat(NULL, &req, (uv_file)file, NULL) && (req.statbuf.st_mode & 077) && !is_credential(path))
         dl_log(DL_LOG_WARN, "key: other users may read or change %s: chmod 600 %s", path, path);
     uv_fs_req_cleanup(&req);
 #endif
