@@ -54,8 +54,8 @@ one=$(address "$tmp/worker1.log") two=$(address "$tmp/worker2.log")
 if [ -z "$one" ] || [ -z "$two" ]; then
     fail "start the workers"
 fi
-echo "   $bin run --workers $one,$two --key cluster.key"
-"$bin" run --workers "$one,$two" --key "$tmp/cluster.key" --device cpu --threads 1 </dev/null ||
+echo "   $bin run --workers $one,$two --split 1:1:1 --key cluster.key"
+"$bin" run --workers "$one,$two" --split 1:1:1 --key "$tmp/cluster.key" --device cpu --threads 1 </dev/null ||
     fail "run the demo model on three nodes"
 stop_workers
 

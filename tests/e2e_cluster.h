@@ -134,7 +134,7 @@ static inline void worker_listens(struct cluster *c, struct worker_proc *w)
     snprintf(w->address, sizeof w->address, "%.*s", (int)DL_MIN(strcspn(at, " \n"), sizeof w->address - 1), at);
     free(log);
     size_t n = strlen(c->list);
-    snprintf(c->list + n, sizeof c->list - n, "%s%s", n ? "," : "", w->address);
+    snprintf(c->list + n, sizeof c->list - n, "%s%.63s", n ? "," : "", w->address);
 }
 
 /* A worker on the CPU, with one thread, and further arguments. */
@@ -173,7 +173,7 @@ static inline const char *first_workers(const struct cluster *c, int n)
     list[0] = 0;
     for (int i = 0; i < n; i++) {
         size_t len = strlen(list);
-        snprintf(list + len, sizeof list - len, "%s%s", len ? "," : "", c->w[i].address);
+        snprintf(list + len, sizeof list - len, "%s%.63s", len ? "," : "", c->w[i].address);
     }
     return list;
 }

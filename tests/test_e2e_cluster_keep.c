@@ -41,10 +41,13 @@ static double sent_bytes(const struct worker_proc *w)
     return v * factor;
 }
 
-static struct worker_proc *keeper(struct cluster *c, const char *size, const char *model)
+/* at: where it listens, NULL for a port of its own. */
+static struct worker_proc *keeper(struct cluster *c, const char *at, const char *size, const char *model)
 {
-    struct worker_proc *w = model ? WORKER(c, CPU_WORKER, "--cache-size", size, "--model", model)
-                                  : WORKER(c, CPU_WORKER, "--cache-size", size);
+    const char *const argv[] = {
+        "--listen", at ? at : "127.0.0.1:0",  "--device", "cpu", "--threads", "1", "--cache-size",
+        size,       model ? "--model" : NULL, model,      NULL};
+    struct worker_proc *w = worker_start(c, argv);
     c->list[0] = 0;
     worker_listens(c, w);
     return w;
@@ -109,7 +112,7 @@ static void a_second_start_sends_nothing(void **state)
     cluster_open(&c);
     cache_begin(&c, dir);
     char *alone = ANSWER(model), *one, *two, *three;
-    struct worker_proc *w = keeper(&c, "100M", NULL);
+    struct worker_proc *w = keeper(&c, NULL, "100M", NULL);
     one = ANSWER(model, "--workers", c.list, "--wire", "f32");
     double all = sent_bytes(w);
     assert_true(all > 800000);
@@ -117,9 +120,12 @@ static void a_second_start_sends_nothing(void **state)
     assert_true(sent_bytes(w) == 0);
     assert_int_equal(worker_end(w, SIGTERM), 0);
 
-    w = keeper(&c, "100M", NULL); /* another process */
+    char at[64];
+    memcpy(at, w->address, sizeof at);
+    w = keeper(&c, at, "100M", NULL); /* another process */
     struct e2e r;
-    E2E(&r, "run", model, "--prompt-ids", "1", "-n", "1", "--device", "cpu", "--verbose", "--workers", c.list);
+    E2E(&r, "run", model, "--prompt-ids", "1", "-n", "1", "--device", "cpu", "--threads", "1", "--verbose", "--workers",
+        c.list);
     E2E_STATUS(&r, 0);
     E2E_HAS(r.err, "had all of its weights");
     e2e_free(&r);
@@ -147,12 +153,12 @@ static void a_copy_of_the_model_needs_no_transfer(void **state)
     NEED_DATA(other, "refs/llama.gguf");
     struct cluster c;
     cluster_open(&c);
-    struct worker_proc *w = keeper(&c, "0", model);
+    struct worker_proc *w = keeper(&c, NULL, "0", model);
     char *alone = ANSWER(model), *shared = ANSWER(model, "--workers", c.list, "--wire", "f32");
     assert_true(sent_bytes(w) == 0);
     assert_string_equal(alone, shared);
     free(shared);
-    w = keeper(&c, "0", other);
+    w = keeper(&c, NULL, "0", other);
     shared = ANSWER(model, "--workers", c.list, "--wire", "f32");
     assert_true(sent_bytes(w) > 800000);
     char *log = worker_log(w);
@@ -160,7 +166,7 @@ static void a_copy_of_the_model_needs_no_transfer(void **state)
     free(log);
     assert_string_equal(alone, shared);
     free(shared);
-    w = keeper(&c, "0", NULL); /* and without anything, everything, every time */
+    w = keeper(&c, NULL, "0", NULL); /* and without anything, everything, every time */
     for (int i = 0; i < 2; i++) {
         shared = ANSWER(model, "--workers", c.list);
         assert_true(sent_bytes(w) > 800000);
