@@ -21,6 +21,7 @@ int cli_cmd_devices(const struct cli_opts *o);
 int cli_cmd_perplexity(const struct cli_opts *o);
 int cli_cmd_bench(const struct cli_opts *o);
 int cli_cmd_bench_ops(const struct cli_opts *o);
+int cli_cmd_bench_link(const struct cli_opts *o);
 int cli_cmd_worker(const struct cli_opts *o);
 int cli_cmd_keygen(const struct cli_opts *o);
 int cli_cmd_serve(const struct cli_opts *o);

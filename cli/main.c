@@ -37,7 +37,7 @@ static const struct cli_command commands[] = {
      "roofline is\n"
      "the speed times the bytes that this node has to read per token, by the read bandwidth of the same devices and\n"
      "threads, measured in between. With --workers, the other nodes make the weights of a --shape up themselves.\n"
-     "More: dllama-vk bench ops --help",
+     "More: dllama-vk bench ops --help, dllama-vk bench link --help",
      cli_cmd_bench},
     {"bench ops", "[MODEL]", CLI_BENCH_OPS, "Measures every kernel by itself, for slices of several sizes.",
      "dllama-vk bench ops --shape llama3.1-8b --device cpu,vulkan:0",
@@ -46,6 +46,11 @@ static const struct cli_command commands[] = {
      "lesser of the read bandwidth and what the best matrix product reaches, both as measured; ops whose data caches\n"
      "hold have none.",
      cli_cmd_bench_ops},
+    {"bench link", "[MODEL]", CLI_BENCH_LINK, "Measures the network between the nodes of a cluster.",
+     "dllama-vk bench link --workers 192.168.1.5,192.168.1.6 --key cluster.key --shape llama3.1-8b",
+     "Round trips to each worker, and each way of adding up a partial sum over all nodes, for one token and for --batch\n"
+     "tokens of the model: the time it should take by the formulas, and the time it takes.",
+     cli_cmd_bench_link},
     {"devices", "", CLI_DEVICES, "Shows what this machine can compute on.", "dllama-vk devices --json", NULL,
      cli_cmd_devices},
     {"inspect", "FILE", CLI_INSPECT, "Shows what is in a model or tokenizer file (.gguf, .m, .t).",

@@ -27,10 +27,12 @@ enum {
     CLI_SERVE = 4096,
     CLI_BENCH = 1024,
     CLI_BENCH_OPS = 2048,
-    CLI_ALL = 8191,
+    CLI_BENCH_LINK = 8192,
+    CLI_ALL = 16383,
     CLI_COMPUTE = CLI_RUN | CLI_PERPLEXITY | CLI_BENCH | CLI_SERVE,
     CLI_ANSWER = CLI_RUN | CLI_SERVE,
-    CLI_BENCHES = CLI_BENCH | CLI_BENCH_OPS,
+    CLI_BENCHES = CLI_BENCH | CLI_BENCH_OPS | CLI_BENCH_LINK,
+    CLI_ROOT = CLI_COMPUTE | CLI_BENCH_LINK,
     CLI_CLUSTER = CLI_COMPUTE | CLI_WORKER,
     CLI_LOCAL = CLI_CLUSTER | CLI_DEVICES | CLI_BENCH_OPS,
     CLI_TEXT = CLI_RUN | CLI_TOKENIZE
@@ -61,22 +63,25 @@ enum {
     X(SEED, 0, "seed", "S", UINT, seed, 0, 1.8e19, CLI_RUN, "same seed, same text (default: from the clock)")        \
     X(CTX, 0, "ctx", "N", SIZE, ctx, 1, 1u << 24, CLI_COMPUTE,                                                       \
       "context in tokens (default: the model's, at most 8192)")                                                      \
-    X(BATCH, 0, "batch", "N", UINT, batch, 1, 65536, CLI_COMPUTE | CLI_BENCHES, "largest prefill batch (default 128)")\
+    X(BATCH, 0, "batch", "N", UINT, batch, 1, 65536, CLI_COMPUTE | CLI_BENCHES,                                      \
+      "largest prefill batch (default 128)")                                                                         \
     X(THREADS, 0, "threads", "N", UINT, threads, 1, DL_CPU_MAX_THREADS, CLI_LOCAL,                                   \
       "threads of the CPU device (default: one per processor)")                                                      \
     X(DEVICE, 0, "device", "LIST", STR, device, 0, 0, CLI_LOCAL,                                                     \
       "devices to use, e.g. auto, cpu, vulkan:1 (default auto)")                                                     \
     X(SPLIT, 0, "split", "W0:W1", STR, split, 0, 0, CLI_COMPUTE,                                                     \
       "share of the model per device, in a cluster per node, root first (default auto)")                             \
-    X(KV, 0, "kv", "TYPE", STR, kv, 0, 0, CLI_COMPUTE | CLI_BENCHES, "type of the KV cache: f16 (default), q80, f32")\
-    X(WORKERS, 0, "workers", "HOST:PORT,...", STR, workers, 0, 0, CLI_COMPUTE,                                       \
+    X(KV, 0, "kv", "TYPE", STR, kv, 0, 0, CLI_COMPUTE | CLI_BENCH_OPS,                                               \
+      "type of the KV cache: f16 (default), q80, f32")                                                               \
+    X(WORKERS, 0, "workers", "HOST:PORT,...", STR, workers, 0, 0, CLI_ROOT,                                          \
       "machines to compute with, `dllama-vk worker` runs on each (default port 9990)")                               \
-    X(WIRE, 0, "wire", "TYPE", STR, wire, 0, 0, CLI_COMPUTE,                                                         \
+    X(WIRE, 0, "wire", "TYPE", STR, wire, 0, 0, CLI_ROOT,                                                            \
       "precision between nodes: q80 (default), f16, f32; between devices f32")                                       \
     X(LISTEN, 0, "listen", "HOST:PORT", STR, listen, 0, 0, CLI_WORKER | CLI_SERVE,                                   \
       "where to listen (default 127.0.0.1, port 9990, of serve 8080; 0.0.0.0:PORT: on every network)")               \
-    X(KEY, 0, "key", "FILE", STR, key, 0, 0, CLI_CLUSTER, "cluster key, the same on all nodes (see keygen)")         \
-    X(INSECURE, 0, "insecure", NULL, FLAG, insecure, 0, 0, CLI_CLUSTER,                                              \
+    X(KEY, 0, "key", "FILE", STR, key, 0, 0, CLI_CLUSTER | CLI_BENCH_LINK,                                           \
+      "cluster key, the same on all nodes (see keygen)")                                                             \
+    X(INSECURE, 0, "insecure", NULL, FLAG, insecure, 0, 0, CLI_CLUSTER | CLI_BENCH_LINK,                             \
       "go without a key beyond this machine: whoever reaches the port may use and read all")                         \
     X(API_KEY, 0, "api-key", "KEY|FILE", STR, api_key, 0, 0, CLI_SERVE,                                              \
       "what clients have to know: the key, or a file that begins with it")                                           \
@@ -99,11 +104,11 @@ enum {
     X(PP, 0, "pp", "N", UINT, pp, 0, 1u << 20, CLI_BENCH, "prompt tokens to measure, 0: none (default 288)")         \
     X(TG, 0, "tg", "N", UINT, tg, 0, 1u << 20, CLI_BENCH, "tokens to decode, 0: none (default 48)")                  \
     X(REPS, 0, "reps", "N", UINT, reps, 1, 100, CLI_BENCHES, "repetitions, beside one that warms up (default 5)")    \
-    X(DEPTH, 0, "depth", "N,...", STR, depth, 0, 0, CLI_BENCHES,                                                     \
+    X(DEPTH, 0, "depth", "N,...", STR, depth, 0, 0, CLI_BENCH | CLI_BENCH_OPS,                                       \
       "tokens in the context before, e.g. 0,2K,4K (default 0; of ops 512)")                                          \
     X(PARALLEL, 0, "parallel", "N", UINT, parallel, 1, 256, CLI_BENCH | CLI_SERVE,                                   \
       "sequences at once (default 1, of serve 4), each may fill the context")                                        \
-    X(NODES, 0, "nodes", "N,...", STR, nodes, 0, 0, CLI_BENCHES,                                                     \
+    X(NODES, 0, "nodes", "N,...", STR, nodes, 0, 0, CLI_BENCH | CLI_BENCH_OPS,                                       \
       "node counts to measure, e.g. 1,2,4 (default: all --workers; of ops 1,2,4,8)")                                 \
     X(COMPARE, 0, "compare", "OLD.json", STR, compare, 0, 0, CLI_BENCHES,                                            \
       "adds how much faster this is than what an earlier --json printed")                                            \

@@ -172,6 +172,7 @@ static inline int decode_any(const struct eng_in *in, struct eng_out *back)
         bool reset;
         struct eng_measure measure;
         struct eng_rate rate;
+        struct eng_link_job job;
     } u;
     uint64_t number;
     uint32_t row;
@@ -198,6 +199,12 @@ static inline int decode_any(const struct eng_in *in, struct eng_out *back)
         decode_check(err || (u.rate.rate.bytes_per_s > 0 && u.rate.rate.flops >= 0), "a rate");
         if (!err && in->bytes[in->n - 1] < 2)
             eng_rate_write(back, &u.rate);
+        return err;
+    case ENG_MSG_LINK:
+        err = eng_link_job_read(in, &u.job);
+        decode_check(err || (u.job.rounds && u.job.bytes && u.job.bytes <= ENG_LINK_BYTES_MOST), "an exchange");
+        if (!err)
+            eng_link_job_write(back, &u.job);
         return err;
     case ENG_MSG_MEMORY:
         err = eng_memory_read(in, &u.memory);
@@ -348,6 +355,9 @@ static inline void example(enum eng_msg type, struct eng_out *o)
         break;
     case ENG_MSG_RATE:
         eng_rate_write(o, &rate);
+        break;
+    case ENG_MSG_LINK:
+        eng_link_job_write(o, &(struct eng_link_job){ENG_LINK_GIVE, 4, 1000});
         break;
     case ENG_MSG_MEMORY:
         eng_memory_write(o, &memory);

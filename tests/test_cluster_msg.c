@@ -114,6 +114,9 @@ static void limits(void **state)
     assert_int_equal(with_u32(ENG_MSG_MEASURE, 1, 1u << 21), DL_EFORMAT); /* beyond all models */
     assert_int_equal(with_u32(ENG_MSG_RATE, 5, 0x7ff80000), DL_EFORMAT);  /* not a number */
     assert_int_equal(with_u32(ENG_MSG_RATE, 5, 0xc20bf08e), DL_EFORMAT);  /* negative */
+    assert_int_equal(with_u32(ENG_MSG_LINK, 2, 0), DL_EFORMAT);           /* no rounds */
+    assert_int_equal(with_u32(ENG_MSG_LINK, 6, 0), DL_EFORMAT);           /* no bytes */
+    assert_int_equal(with_u32(ENG_MSG_LINK, 6, 1u << 21), DL_EFORMAT);    /* DATA is smaller */
     assert_int_equal(with_u32(ENG_MSG_OFFER, 1, 4), DL_EFORMAT);
     assert_int_equal(with_u32(ENG_MSG_OFFER, 5, 0x10000004), DL_EFORMAT);
     assert_int_equal(with_u32(ENG_MSG_STEP, 9, 3), DL_EFORMAT);    /* sequences */

@@ -163,6 +163,57 @@ static void on_a_cluster(void **state)
     cluster_close(&c);
 }
 
+/* Over encrypted links; the sizes are those of the model. */
+static void the_network(void **state)
+{
+    (void)state;
+    NEED_BIN();
+    struct cluster c;
+    struct e2e r;
+    struct rows rows;
+    char key[TEMPDIR_LEN + 32];
+    cluster_open(&c);
+    snprintf(key, sizeof key, "%s/key", c.dir);
+    E2E(&r, "keygen", key);
+    E2E_STATUS(&r, 0);
+    e2e_free(&r);
+    for (int i = 0; i < 2; i++)
+        worker_listens(&c, WORKER(&c, CPU_WORKER, "--key", key));
+    E2E(&r, "bench", "link", "--shape", "llama3.2-1b", "--workers", c.list, "--key", key, "--batch", "16", "--reps",
+        "3", "--json");
+    E2E_STATUS(&r, 0);
+    read_rows(&r, &rows);
+    assert_int_equal(rows.n, 2 + 1 + 4);
+    for (size_t i = 0; i < 2; i++) {
+        assert_string_equal(text(rows.v[i], "test"), "link");
+        assert_string_equal(text(rows.v[i], "worker"), c.w[i].address);
+        assert_true(number(rows.v[i], "us") >= number(rows.v[i], "us_min") && number(rows.v[i], "us_min") > 0);
+        assert_true(number(rows.v[i], "send_bytes_s") > 0 && number(rows.v[i], "receive_bytes_s") > 0);
+    }
+    assert_true(number(rows.v[2], "n_nodes") == 3 && number(rows.v[2], "bytes_s") > 0);
+    for (size_t i = 3; i < 7; i++) {
+        const json_t *row = rows.v[i];
+        const double tokens = i < 5 ? 1 : 16, bytes = tokens * 2048 / 32 * 34, us = number(row, "us");
+        assert_string_equal(text(row, "collective"), i % 2 ? "oneshot" : "rs");
+        assert_true(json_is_true(json_object_get(row, "tls")));
+        assert_true(number(row, "tokens") == tokens && number(row, "bytes") == bytes);
+        assert_true(number(row, "sent_bytes") == (i % 2 ? 2 * bytes : 4 * ceil(bytes / 3)));
+        assert_true(us > 0 && number(row, "us_min") <= us && us <= number(row, "us_max"));
+        assert_true(number(row, "floor_us") > 0 && near(number(row, "batch_ms"), us / 1000 * 2 * 16));
+    }
+    drop_rows(&rows);
+    e2e_free(&r);
+    E2E(&r, "bench", "link", "--workers", c.w[0].address, "--key", key, "--reps", "1");
+    E2E_STATUS(&r, 0);
+    E2E_HAS(r.out, "2 nodes, encrypted, all at once");
+    E2E_HAS(r.out, "\noneshot ");
+    e2e_free(&r);
+    cluster_close(&c);
+    E2E(&r, "bench", "link");
+    E2E_FAILS(&r, 2, "--workers");
+    e2e_free(&r);
+}
+
 static void several_sequences(void **state)
 {
     (void)state;
@@ -392,13 +443,10 @@ static void what_is_wrong_is_said(void **state)
 int main(void)
 {
     static const struct CMUnitTest tests[] = {
-        cmocka_unit_test(fields_and_arithmetic),
-        cmocka_unit_test(several_sequences),
-        cmocka_unit_test(on_a_cluster),
-        cmocka_unit_test(table_and_comparison),
-        cmocka_unit_test(pictures),
-        cmocka_unit_test(made_up_weights),
-        cmocka_unit_test(every_op),
+        cmocka_unit_test(fields_and_arithmetic), cmocka_unit_test(several_sequences),
+        cmocka_unit_test(on_a_cluster),          cmocka_unit_test(the_network),
+        cmocka_unit_test(table_and_comparison),  cmocka_unit_test(pictures),
+        cmocka_unit_test(made_up_weights),       cmocka_unit_test(every_op),
         cmocka_unit_test(what_is_wrong_is_said),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -47,6 +47,8 @@ static const struct {
     {"bench ops",
      {"--shape", "--layers", "--reps", "--depth", "--nodes", "--compare", "--device", "--batch", "--threads", "--kv",
       "--json"}},
+    {"bench link",
+     {"--shape", "--layers", "--workers", "--key", "--insecure", "--wire", "--batch", "--reps", "--compare", "--json"}},
     {"inspect", {"--tokenizer", "--quiet", "--verbose", "--json"}},
     {"devices", {"--device", "--threads", "--quiet", "--verbose", "--json"}},
 };
@@ -96,6 +98,7 @@ static void test_help(void **state)
                        : !strcmp(name, "worker")     ? CLI_WORKER
                        : !strcmp(name, "bench")      ? CLI_BENCH
                        : !strcmp(name, "bench ops")  ? CLI_BENCH_OPS
+                       : !strcmp(name, "bench link") ? CLI_BENCH_LINK
                        : !strcmp(name, "keygen")     ? CLI_KEYGEN
                        : !strcmp(name, "serve")      ? CLI_SERVE
                                                      : CLI_DEVICES;

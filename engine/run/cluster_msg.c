@@ -13,9 +13,9 @@
 
 const char *eng_msg_name(unsigned type)
 {
-    static const char *const names[ENG_MSG_END] = {"?",     "HELLO", "MODEL", "MEMORY", "OFFER",   "WANT",
-                                                   "DATA",  "GOT",   "READY", "STEP",   "LOGITS",  "FETCH",
-                                                   "ERROR", "BYE",   "STATS", "COUNTS", "MEASURE", "RATE"};
+    static const char *const names[ENG_MSG_END] = {"?",     "HELLO",  "MODEL",   "MEMORY", "OFFER", "WANT",  "DATA",
+                                                   "GOT",   "READY",  "STEP",    "LOGITS", "FETCH", "ERROR", "BYE",
+                                                   "STATS", "COUNTS", "MEASURE", "RATE",   "LINK"};
     return names[type < ENG_MSG_END ? type : 0];
 }
 
@@ -342,6 +342,28 @@ int eng_data_read(const struct eng_in *in, struct eng_data *out)
     if (!c.bad && (!out->n || out->n > ENG_CHUNK_MOST))
         return eng_in_wrong(in, "it carries too little or too much");
     out->bytes = eng_read_bytes(&c, out->n, "bytes");
+    return eng_in_close(in, &c);
+}
+
+void eng_link_job_write(struct eng_out *o, const struct eng_link_job *j)
+{
+    eng_out_begin(o, ENG_MSG_LINK);
+    eng_put_u8(o, (uint8_t)j->kind);
+    eng_put_u32(o, j->rounds);
+    eng_put_u64(o, j->bytes);
+}
+
+int eng_link_job_read(const struct eng_in *in, struct eng_link_job *out)
+{
+    struct eng_cursor c = eng_in_open(in);
+    const uint8_t kind = eng_read_u8(&c, "kind");
+    *out = (struct eng_link_job){.rounds = eng_read_u32(&c, "rounds")};
+    out->bytes = eng_read_u64(&c, "bytes");
+    uint64_t most = kind == ENG_LINK_TAKE || kind == ENG_LINK_GIVE ? ENG_CHUNK_MOST : ENG_LINK_BYTES_MOST;
+    if (!c.bad && (kind >= ENG_LINK_KINDS || !out->rounds || out->rounds > ENG_LINK_ROUNDS_MOST || !out->bytes ||
+                   out->bytes > most))
+        return eng_in_wrong(in, "an exchange that is none");
+    out->kind = (enum eng_link_kind)kind;
     return eng_in_close(in, &c);
 }
 

@@ -6,6 +6,7 @@
  *
  *   root    HELLO                          both compare version and build, before anything else is read
  *   worker  HELLO
+ *   root    LINK                           before MODEL: all do the same exchange so many times, or one worker takes in or gives so many DATA
  *   root    MEASURE       worker  RATE     how fast it is and how much memory it has; then, if the root wants it, all measure the network
  *   root    MODEL                          header, types, slices, batch sizes: the worker builds its plan
  *   worker  MEMORY                         what it needs and has, and the digest of its plan
@@ -59,6 +60,7 @@ enum eng_msg {
     ENG_MSG_COUNTS,
     ENG_MSG_MEASURE,
     ENG_MSG_RATE,
+    ENG_MSG_LINK,
     ENG_MSG_END
 };
 const char *eng_msg_name(unsigned type); /* "HELLO"; "?" outside the enum */
@@ -177,6 +179,26 @@ struct eng_data {
 void eng_data_write(struct eng_out *o, uint32_t weight, uint64_t at, size_t n,
                     uint8_t **room); /* *room: n bytes to fill in */
 int eng_data_read(const struct eng_in *in, struct eng_data *out);
+
+/* The network is measured: all add up partial sums of `bytes` bytes in one of two ways, or measure as dl_transport_probe does; or one
+ * worker takes in DATA messages of that size, and says GOT when it has all, or gives such. */
+enum eng_link_kind {
+    ENG_LINK_ONE_SHOT,
+    ENG_LINK_RS,
+    ENG_LINK_PROBE,
+    ENG_LINK_TAKE,
+    ENG_LINK_GIVE,
+    ENG_LINK_KINDS
+};
+#define ENG_LINK_ROUNDS_MOST 65536u
+#define ENG_LINK_BYTES_MOST ((uint64_t)64 << 20)
+struct eng_link_job {
+    enum eng_link_kind kind;
+    uint32_t rounds;
+    uint64_t bytes; /* 1 to ENG_LINK_BYTES_MOST, of DATA to ENG_CHUNK_MOST */
+};
+void eng_link_job_write(struct eng_out *o, const struct eng_link_job *j);
+int eng_link_job_read(const struct eng_in *in, struct eng_link_job *out);
 
 void eng_got_write(struct eng_out *o, uint64_t total); /* bytes of DATA taken in so far */
 int eng_got_read(const struct eng_in *in, uint64_t *total);

@@ -3,7 +3,7 @@
  * engine/run/worker.c: serves one cluster: hello, plan, memory, weights, then batch after batch. All that it allocates on the device is
  * given back when it returns, whatever happened.
  */
-#include "worker.h"
+#include "link_job.h"
 
 #include <stdarg.h>
 #include <stdio.h>
@@ -282,6 +282,8 @@ static int plan(struct eng_worker *w)
         err = eng_worker_recv(w, ENG_CONTROL_MOST, FOREVER, &in);
         if (!err && eng_in_type(&in) == ENG_MSG_MEASURE)
             err = measure(w, &in);
+        else if (!err && eng_in_type(&in) == ENG_MSG_LINK)
+            err = eng_link_job_serve(w, &in);
         else
             break;
     } while (!err);

@@ -190,6 +190,34 @@ int dl_engine_step(dl_engine *engine, struct dl_step_item *items, uint32_t n_ite
  * item.logits. DL_EINVAL where there is no such row. */
 int dl_engine_logits(dl_engine *engine, uint32_t row, float **logits);
 
+/* --------------------------------------------------------------------------------------------------- network */
+
+/* One way of adding up a partial sum of `bytes` bytes over all nodes, as the root saw it: the median and the ends. floor_ns: what it takes by
+ * its formula with the shortest exchange and the highest rate that were seen in any of this. sent_bytes: payload of one node. */
+struct dl_link_time {
+    const char *name; /* "oneshot", "rs"; static */
+    uint64_t bytes, sent_bytes;
+    double floor_ns, ns, least_ns, most_ns;
+};
+/* A worker: round trips, the last and the shortest (0: unknown, in one process), and streams to it and back. */
+struct dl_link_peer {
+    char name[160], about[256];
+    uint64_t rtt_ns, rtt_least_ns;
+    double send_bytes_per_s, receive_bytes_per_s;
+};
+struct dl_link_report {
+    struct dl_link_speed speed; /* of all nodes at once */
+    struct dl_link_peer *peers; /* (n_peers) */
+    struct dl_link_time *times; /* (n_times): for each size all ways */
+    uint32_t n_peers, n_times;
+};
+/* Measures the network between this process, the root, and workers in dl_worker_run: sums of bytes[i] (1 to 64 MiB), `rounds` (1 to 1000)
+ * times each. Owns the transport from here on and closes it. dev: what the root is called by. Blocks, some seconds. Errors (logged) as
+ * of dl_engine_create. */
+int dl_link_measure(dl_transport *t, dl_device *dev, const uint64_t *bytes, uint32_t n_bytes, uint32_t rounds,
+                    struct dl_link_report *out);
+void dl_link_report_finish(struct dl_link_report *r);
+
 /* ---------------------------------------------------------------------------------------------------- worker */
 
 /* What a worker has to do for the cluster it is part of. Texts live until dl_worker_run returns. */
