@@ -45,8 +45,13 @@ layout(push_constant) uniform Push {
     uint tile_heads, tile_tokens; // how attention_tile.comp cuts the batch; tile_tokens == 0: it has no part in this
     uint head_tiles;              // workgroups per KV head and token
     uint splits, least_blocks;    // most splits of a sequence; fewest KV blocks of a split
+    uint parts, first_part;       // results per token and head that are merged, and the first of this dispatch: splits times
+                                  // the chunks of a cache that no descriptor holds
     uint state_at;                // where in the scratch (m, l) begin, in floats
     uint key_skip, value_skip, key_scale_skip, value_scale_skip; // in pieces; in scales
+#if CHUNKED
+    uint chunk_first, chunk_rows; // rows of the cache that are bound: the others are left to other dispatches
+#endif
 #ifdef OUT
     OUT_PUSH;
 #endif

@@ -15,20 +15,23 @@ void main()
     uint head = gl_WorkGroupID.x, token = gl_WorkGroupID.y;
     if (token >= batch_tokens() || tile_pays(token))
         return;
-    uint n = splits_of(batch_pos(token) + 1u).y, part = (token * push.n_heads + head) * push.splits;
+    uint n = splits_of(batch_pos(token) + 1u).y, part = (token * push.n_heads + head) * push.parts;
     float top = LOWEST, sum = 0.0;
-    for (uint s = 0u; s < n; s++)
-        top = max(top, query[push.state_at + 2u * (part + s)]);
-    for (uint s = 0u; s < n; s++)
-        sum += query[push.state_at + 2u * (part + s) + 1u] * exp2(query[push.state_at + 2u * (part + s)] - top);
+    for (uint c = 0u; c < push.parts; c += push.splits)
+        for (uint s = c; s < c + n; s++)
+            top = max(top, query[push.state_at + 2u * (part + s)]);
+    for (uint c = 0u; c < push.parts; c += push.splits)
+        for (uint s = c; s < c + n; s++)
+            sum += query[push.state_at + 2u * (part + s) + 1u] * exp2(query[push.state_at + 2u * (part + s)] - top);
     for (uint first = 0u; first < HD / 4u; first += WG) {
         uint i = 4u * (first + gl_LocalInvocationIndex), count = i < HD ? 4u : 0u;
         vec4 all = vec4(0.0);
-        for (uint s = 0u; s < n && count > 0u; s++) {
-            uint at = (part + s) * HD + i;
-            all += vec4(query[at], query[at + 1u], query[at + 2u], query[at + 3u]) *
-                   exp2(query[push.state_at + 2u * (part + s)] - top);
-        }
+        for (uint c = 0u; c < push.parts && count > 0u; c += push.splits)
+            for (uint s = c; s < c + n; s++) {
+                uint at = (part + s) * HD + i;
+                all += vec4(query[at], query[at + 1u], query[at + 2u], query[at + 3u]) *
+                       exp2(query[push.state_at + 2u * (part + s)] - top);
+            }
         all /= sum;
         for (uint k = 0u; k < count; k++)
             result[push.result_skip + token * push.result_stride + head * HD + i + k] = all[k];

@@ -8,7 +8,7 @@
 //   WG / LANES groups   -> STEP neighbouring positions each
 // Every group runs its own softmax: m the largest score so far, l the sum of the weights, o the weighted values; scores are in
 // units of log 2. Groups meet once, at the end. SG > 1: LANES of a subgroup reduce by shuffles; else through shared memory.
-// With one split in all, o / l goes to dst, and on to OUT; else m, l and o go to the scratch, for attention_merge.comp.
+// With one part in all, o / l goes to dst, and on to OUT; else m, l and o go to the scratch, for attention_merge.comp.
 #if SG > 1
 #extension GL_KHR_shader_subgroup_shuffle : require
 #endif
@@ -76,6 +76,10 @@ void attend(uint kv, uint first_head, uint n_heads, uint token, uint from, uint 
     for (uint base = from; base < to; base += GROUPS * STEP) {
         uint p = base + group * STEP, n = min(max(to, p) - p, STEP); // STEP divides 32: one block
         uint row = n > 0u ? (batch[table + p / 32u] * push.n_kv + kv) * 32u + p % 32u : 0u;
+#if CHUNKED
+        row -= push.chunk_first;
+        n = row < push.chunk_rows ? n : 0u; // chunks end where blocks of 32 rows do
+#endif
         float s[SCORES];
         [[unroll]] for (uint j = 0u; j < STEP; j++) {
             [[unroll]] for (uint h = 0u; h < HEADS; h++)
@@ -134,8 +138,9 @@ void attend(uint kv, uint first_head, uint n_heads, uint token, uint from, uint 
         for (uint g = 0u; g < GROUPS; g++)
             sum += edges[(HEADS + h) * GROUPS + g] * exp2(edges[h * GROUPS + g] - top);
         float fade = exp2(m[h] - top);
-        uint part = (token * push.n_heads + first_head + h) * push.splits + split, at = part * HD;
-        if (push.splits == 1u) {
+        uint part = (token * push.n_heads + first_head + h) * push.parts + push.first_part + split;
+        uint at = part * HD;
+        if (push.parts == 1u) {
             at = push.result_skip + token * push.result_stride + (first_head + h) * HD;
             fade /= sum;
         } else if (h < n_heads && gl_LocalInvocationIndex == 0u) {

@@ -8,7 +8,7 @@
 //
 // A slot is a head of a token: [0, heads) those that are turned (or, without ROPE, stored), then those of V.
 // Workgroup: per_group = LANES / quads slots, quads = ceil(head_dim / 4) <= LANES: one lane per four values, so that all of a head is
-// loaded before any of it is stored. Defines: COUNT, LANES, ROPE, [HALVES,] [KV,] BOTH. Bindings: see below.
+// loaded before any of it is stored. Defines: COUNT, LANES, ROPE, [HALVES,] [KV,] [CHUNKED,] BOTH. Bindings: see below.
 #include "batch.glsl"
 #include "f16.glsl"
 
@@ -60,6 +60,9 @@ layout(push_constant) uniform Push {
     uint dst_at, dst_stride;
     uint v_from;              // BOTH: where V's heads begin in a row of x
     uint k_at[3], v_at[3], kv_stride;
+#if CHUNKED
+    uint chunk_first, chunk_rows; // rows of the cache that are bound: the others are left to other dispatches
+#endif
 } push;
 layout(local_size_x = LANES) in;
 
@@ -180,6 +183,10 @@ void main()
     if (kept) {
         uint pos = batch_pos(token);
         row = (batch_kv_block(batch_table(token), pos) * push.n_kv + h) * 32u + (pos & 31u);
+#if CHUNKED
+        row -= push.chunk_first;
+        kept = row < push.chunk_rows;
+#endif
     }
     kv_put(to_v, row, i, v, kept ? n : 0u);
 #endif

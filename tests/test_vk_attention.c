@@ -7,6 +7,7 @@
 #include "ops_build.h"
 #include "ops_case.h"
 #include "ops_oracle.h"
+#include "vk.h"
 
 static dl_device *dev;
 
@@ -146,6 +147,20 @@ static void test_prompt(void **state)
     run_kinds(last, seq, ALL, kinds, DL_COUNT_OF(kinds), 1);
 }
 
+/* Caches that no descriptor holds: each chunk has dispatches of its own, blocks of a sequence lie in any of them. */
+static void test_chunks(void **state)
+{
+    (void)state;
+    NEEDS_DEVICE();
+    static const uint32_t last[] = {700, 31, 640, 5}, seq[] = {0, 1, 2, 3};
+    static const struct kind kinds[] = {{DL_F16, 64}, {DL_F32, 72}, {DL_Q80, 128}, {DL_F16, 128}};
+    struct vk_caps *caps = &vk_ctx_of(dev)->caps, as_it_is = *caps;
+    caps->storage_range = 400 << 10;
+    caps->max_alloc = 900 << 10; /* some of them in two allocations as well */
+    run_kinds(last, seq, DL_COUNT_OF(last), kinds, DL_COUNT_OF(kinds), 4);
+    *caps = as_it_is;
+}
+
 static void test_refused(void **state)
 {
     (void)state;
@@ -164,8 +179,13 @@ static void test_refused(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_few),    cmocka_unit_test(test_long),    cmocka_unit_test(test_mixed),
-        cmocka_unit_test(test_prompt), cmocka_unit_test(test_refused), cmocka_unit_test(test_many_sequences),
+        cmocka_unit_test(test_few),
+        cmocka_unit_test(test_long),
+        cmocka_unit_test(test_mixed),
+        cmocka_unit_test(test_prompt),
+        cmocka_unit_test(test_chunks),
+        cmocka_unit_test(test_refused),
+        cmocka_unit_test(test_many_sequences),
     };
     return cmocka_run_group_tests(tests, open_device, close_device);
 }

@@ -255,37 +255,56 @@ static void test_not_together(void **state)
     }
 }
 
+/* kind: bit 0: halves, bit 1: k and v change places in the row. */
+static void rope_and_stores(enum dl_type type, uint32_t hd, uint32_t n_kv, unsigned kind, uint32_t rot)
+{
+    enum { Q = 6 };
+    struct prog p = {.rng = hd + 1};
+    struct dl_view qkv = view(&p, DL_BUF_ACT, DL_F32, ROWS, (Q + 2 * n_kv) * hd), turned = qkv;
+    turned.cols = (Q + n_kv) * hd;
+    struct dl_op *o = op(&p, DL_OP_ROPE, turned, turned);
+    o->src[1] = view(&p, DL_BUF_INPUT, DL_F32, ROWS, rot);
+    o->u.rope.head_dim = hd;
+    o->u.rope.n_rot = rot;
+    o->u.rope.layout = kind & 1 ? DL_ROPE_HALVES : DL_ROPE_PAIRS;
+    for (uint32_t i = 0; i < 2; i++) {
+        struct dl_view src = qkv;
+        src.cols = n_kv * hd;
+        src.offset = 4 * (uint64_t)hd * (Q + (kind & 2 ? 1 - i : i) * n_kv);
+        o = op(&p, DL_OP_KV_STORE, view(&p, DL_BUF_KV, type, 3 * n_kv * DL_KV_BLOCK, hd), src);
+        o->u.kv.n_kv_heads = n_kv;
+        o->u.kv.head_dim = hd;
+    }
+    check(&p, "rope and stores");
+}
+
 static void test_rope_and_stores(void **state)
 {
     (void)state;
     NEED_GPU();
     static const enum dl_type types[] = {DL_F32, DL_F16, DL_Q80};
     static const uint32_t dims[] = {8, 64, 96, 128, 256};
-    enum { Q = 6, KV = 2 };
     for (size_t t = 0; t < DL_COUNT_OF(types); t++)
         for (size_t d = 0; d < DL_COUNT_OF(dims); d++)
-            for (int kind = 0; kind < 4; kind++) { /* bit 0: halves, bit 1: k and v change places in the row */
-                if (types[t] == DL_Q80 && dims[d] % DL_BLOCK)
-                    continue;
-                struct prog p = {.rng = d + 1};
-                uint32_t hd = dims[d], rot = d % 2 ? hd : hd / 4 * 2;
-                struct dl_view qkv = view(&p, DL_BUF_ACT, DL_F32, ROWS, (Q + 2 * KV) * hd), turned = qkv;
-                turned.cols = (Q + KV) * hd;
-                struct dl_op *o = op(&p, DL_OP_ROPE, turned, turned);
-                o->src[1] = view(&p, DL_BUF_INPUT, DL_F32, ROWS, rot);
-                o->u.rope.head_dim = hd;
-                o->u.rope.n_rot = rot;
-                o->u.rope.layout = kind & 1 ? DL_ROPE_HALVES : DL_ROPE_PAIRS;
-                for (uint32_t i = 0; i < 2; i++) {
-                    struct dl_view src = qkv;
-                    src.cols = KV * hd;
-                    src.offset = 4 * (uint64_t)hd * (Q + (kind & 2 ? 1 - i : i) * KV);
-                    o = op(&p, DL_OP_KV_STORE, view(&p, DL_BUF_KV, types[t], 3 * KV * DL_KV_BLOCK, hd), src);
-                    o->u.kv.n_kv_heads = KV;
-                    o->u.kv.head_dim = hd;
-                }
-                check(&p, "rope and stores");
-            }
+            for (unsigned kind = 0; kind < 4; kind++)
+                if (types[t] != DL_Q80 || dims[d] % DL_BLOCK == 0)
+                    rope_and_stores(types[t], dims[d], 2, kind, d % 2 ? dims[d] : dims[d] / 4 * 2);
+}
+
+/* Into caches of 768 rows, which take several descriptors. */
+static void test_stores_in_chunks(void **state)
+{
+    (void)state;
+    NEED_GPU();
+    struct vk_caps *caps = &vk_ctx_of(gpu)->caps, as_it_is = *caps;
+    caps->storage_range = 48 << 10;
+    rope_and_stores(DL_F16, 64, 8, 0, 64);
+    assert_int_equal(n_dispatches, 1 + 3 + 3);
+    rope_and_stores(DL_F32, 32, 8, 1, 32);
+    assert_int_equal(n_dispatches, 1 + 3 + 3);
+    rope_and_stores(DL_Q80, 64, 8, 2, 64);
+    assert_int_equal(n_dispatches, 1 + 2 + 2);
+    *caps = as_it_is;
 }
 
 /* ---------------------------------------------------------------------------------------------------- matrices */
@@ -484,13 +503,10 @@ static void test_attention_converted(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_sum_and_norms),
-        cmocka_unit_test(test_not_together),
-        cmocka_unit_test(test_rope_and_stores),
-        cmocka_unit_test(test_matrices),
-        cmocka_unit_test(test_experts),
-        cmocka_unit_test(test_matrices_apart),
-        cmocka_unit_test(test_attention_converted),
+        cmocka_unit_test(test_sum_and_norms),   cmocka_unit_test(test_not_together),
+        cmocka_unit_test(test_rope_and_stores), cmocka_unit_test(test_stores_in_chunks),
+        cmocka_unit_test(test_matrices),        cmocka_unit_test(test_experts),
+        cmocka_unit_test(test_matrices_apart),  cmocka_unit_test(test_attention_converted),
     };
     return cmocka_run_group_tests(tests, open_devices, close_devices);
 }

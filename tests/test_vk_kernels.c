@@ -325,6 +325,9 @@ static void heads(struct stage *s, struct seen *seen)
             lower(s, seen, ops, 1, 1);
             s->n_bufs = n;
             lower(s, seen, ops + 1, 2, 1);
+            s->n_bufs = n;
+            s->bufs[ops[1].dst.buf].chunk_rows = DL_KV_BLOCK * KV;
+            lower(s, seen, ops + 1, 2, 1);
         }
 }
 
@@ -428,6 +431,11 @@ static void attentions(struct stage *s, struct seen *seen)
                 ops[1].dst = view(s, DL_BUF_ACT, DL_Q80, ROWS, op.dst.cols);
                 uint32_t n_bufs = s->n_bufs;
                 lower(s, seen, ops, 1, 1);
+                if (groups[g] == 4) { /* in chunks */
+                    for (uint32_t i = 1; i < 3; i++)
+                        s->bufs[op.src[i].buf].chunk_rows = 1024;
+                    lower(s, seen, ops, 1, 1);
+                }
                 s->n_bufs = n_bufs;
                 if (groups[g] == 4)
                     lower(s, seen, ops, 2, 0);

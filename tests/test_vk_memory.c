@@ -290,6 +290,34 @@ static void weight(dl_device *dev, enum dl_type type, uint32_t rows, uint32_t co
     free(host);
 }
 
+/* Caches are cut up too, and read back. */
+static void cache(dl_device *dev, enum dl_type type, uint32_t rows, uint32_t cols, uint32_t want_parts, uint64_t *rng)
+{
+    uint64_t row = 0;
+    assert_true(dl_row_bytes(type, cols, &row));
+    struct dl_buf_desc desc = {"cache", DL_BUF_KV, type, rows, cols, row * rows};
+    uint8_t *host = dl_xcalloc(desc.bytes, 1), *back = dl_xcalloc(desc.bytes, 1);
+    for (size_t i = 0; i < desc.bytes; i++)
+        host[i] = (uint8_t)test_rand(rng);
+    dl_buf *buf = NULL;
+    assert_int_equal(dl_buf_create(dev, &desc, &buf), DL_OK);
+    const struct vk_buf *b = vk_buf_of(buf);
+    assert_true(b->n_parts >= want_parts && b->chunk_rows < rows && b->chunk_rows % DL_KV_BLOCK == 0);
+    check_limits(vk_ctx_of(dev), b);
+    assert_int_equal(dl_buf_read(dev, buf, 0, back, desc.bytes), DL_OK);
+    for (size_t i = 0; i < desc.bytes; i++)
+        assert_int_equal(back[i], 0);
+    const uint64_t cut = desc.bytes / 3; /* inside of a block */
+    assert_int_equal(dl_buf_write(dev, buf, cut, host + cut, desc.bytes - cut), DL_OK);
+    assert_int_equal(dl_buf_write(dev, buf, 0, host, cut), DL_OK);
+    assert_int_equal(dl_buf_read(dev, buf, cut + 1, back + cut + 1, desc.bytes - cut - 1), DL_OK);
+    assert_int_equal(dl_buf_read(dev, buf, 0, back, cut + 1), DL_OK);
+    assert_memory_equal(back, host, desc.bytes);
+    dl_buf_destroy(dev, &buf);
+    free(host);
+    free(back);
+}
+
 static void test_weights(void **state)
 {
     (void)state;
@@ -331,13 +359,18 @@ static void test_split(void **state)
         weight(dev, DL_F16, 20000, 6, 2, &rng);
         caps->max_alloc = most;
         weight(dev, DL_Q40, 5000, 96, 1, &rng);
+        caps->max_alloc = 300 << 10;
+        cache(dev, DL_F16, 4096, 72, 2, &rng);
+        cache(dev, DL_Q80, 6000, 64, 2, &rng);
+        cache(dev, DL_F32, 1024, 40, 1, &rng);
+        caps->max_alloc = most;
         dl_buf *b = NULL;
         clear_log(NULL);
-        struct dl_buf_desc kv = {"cache", DL_BUF_KV, DL_F16, 4096, 64, 4096 * 128};
-        assert_int_equal(dl_buf_create(dev, &kv, &b), DL_ELIMIT);
+        struct dl_buf_desc act = {"activations", DL_BUF_ACT, DL_F16, 4096, 64, 4096 * 128};
+        assert_int_equal(dl_buf_create(dev, &act, &b), DL_ELIMIT);
         assert_null(b);
         assert_int_equal(logged.n, 1);
-        assert_non_null(strstr(logged.last, "--ctx"));
+        assert_non_null(strstr(logged.last, "--batch"));
         struct dl_buf_desc long_row = {"long", DL_BUF_WEIGHT, DL_F32, 600, 1000, 600 * 4000};
         assert_int_equal(dl_buf_create(dev, &long_row, &b), DL_ELIMIT); /* 256 rows are over the range */
         caps->storage_range = range;

@@ -141,8 +141,10 @@ struct geometry {
     struct split_variant split;
     struct tile_variant tile;
     uint32_t tile_heads, tile_tokens;
-    uint32_t splits;
-    uint64_t parts_bytes, state_at; /* scratch: results, then their (m, l) */
+    uint32_t splits, parts; /* parts: splits times the chunks of the cache */
+    uint32_t chunk_rows,
+        n_chunks;      /* n_chunks > 1: no descriptor holds the cache, each chunk has dispatches of its own */
+    uint64_t state_at; /* scratch: results, then their (m, l) */
 };
 
 struct call {
@@ -151,11 +153,31 @@ struct call {
     const struct geometry *g;
     const struct dl_op *convert; /* that follows and is taken along, or NULL */
     struct vk_dispatch *d;
+    uint32_t chunk;
 };
+
+static uint32_t chunk_first(const struct call *c)
+{
+    return c->chunk * c->g->chunk_rows;
+}
+
+static uint32_t rows_of_chunk(const struct call *c)
+{
+    return DL_MIN(c->g->chunk_rows, c->op->src[1].rows - chunk_first(c));
+}
 
 static int bind_cache(const struct call *c, const struct dl_view *v, uint32_t *skip, uint32_t *scale_skip)
 {
     struct vk_bound b;
+    *skip = *scale_skip = 0;
+    for (uint32_t p = 0; c->g->n_chunks > 1 && p < (c->g->shape.quantised ? 2u : 1u); p++) {
+        uint32_t rest; /* none: chunks start where a binding may */
+        int err = vk_bind_rows(c->l, c->d, c->l->bufs[v->buf], p, chunk_first(c), rows_of_chunk(c), &rest);
+        if (err)
+            return err;
+    }
+    if (c->g->n_chunks > 1)
+        return 0;
     int err = vk_bind_view(c->l, c->d, v, v->rows, c->g->shape.quantised ? 2 : 1, &b);
     if (err)
         return err;
@@ -168,7 +190,7 @@ static int bind_cache(const struct call *c, const struct dl_view *v, uint32_t *s
 
 static uint64_t scratch_bytes(const struct geometry *g, const struct vk_lower *l, const struct dl_op *op)
 {
-    return g->state_at * sizeof(float) + (uint64_t)l->n_tokens * op->u.attn.n_heads * g->splits * 2 * sizeof(float);
+    return g->state_at * sizeof(float) + (uint64_t)l->n_tokens * op->u.attn.n_heads * g->parts * 2 * sizeof(float);
 }
 
 /* What all three kernels have in common. `tiles`: workgroups per KV head and token. */
@@ -199,12 +221,17 @@ static int start(struct call *c, const char *shader, bool from_parts, bool to_pa
     for (size_t i = 0; i < DL_COUNT_OF(words); i++)
         vk_push(d, words[i]);
     vk_push_f32(d, op->u.attn.scale);
-    const uint32_t more[] = {in.at[0],       in.stride, out.at[0], out.stride,   g->tile_heads,
-                             g->tile_tokens, tiles,     g->splits, LEAST_BLOCKS, (uint32_t)g->state_at,
-                             skip[0],        skip[1],   skip[2],   skip[3]};
+    const uint32_t more[] = {in.at[0], in.stride, out.at[0],    out.stride, g->tile_heads,        g->tile_tokens,
+                             tiles,    g->splits, LEAST_BLOCKS, g->parts,   c->chunk * g->splits, (uint32_t)g->state_at,
+                             skip[0],  skip[1],   skip[2],      skip[3]};
     for (size_t i = 0; i < DL_COUNT_OF(more); i++)
         vk_push(d, more[i]);
     vk_define(d, "HD", g->shape.head_dim);
+    if (g->n_chunks > 1 && !from_parts) {
+        vk_define(d, "CHUNKED", 1);
+        vk_push(d, chunk_first(c));
+        vk_push(d, rows_of_chunk(c));
+    }
     if (c->convert && !to_parts) {
         vk_define(d, "OUT", (uint32_t)vk_form_of(l, &c->convert->dst));
         err = vk_bind_out(l, d, &c->convert->dst, l->n_tokens);
@@ -250,12 +277,12 @@ static int lower_tile(struct call *c)
     return 0;
 }
 
-static int lower_split(struct call *c)
+static int lower_chunk(struct call *c)
 {
     const struct geometry *g = c->g;
     const struct split_variant *v = &g->split;
     uint32_t tiles = (g->shape.most_heads + v->heads - 1) / v->heads;
-    int err = start(c, "attention_split.comp", false, g->splits > 1, tiles);
+    int err = start(c, "attention_split.comp", false, g->parts > 1, tiles);
     if (err)
         return err;
     vk_define(c->d, "KV", g->shape.kv_type);
@@ -268,10 +295,21 @@ static int lower_split(struct call *c)
     c->d->groups[0] = c->op->u.attn.n_kv_heads * tiles;
     c->d->groups[1] = g->splits;
     c->d->groups[2] = c->l->n_tokens;
-    c->d->work = work(c->l, c->op);
-    if (g->splits == 1)
-        return 0;
-    err = start(c, "attention_merge.comp", true, false, tiles);
+    c->d->work = work(c->l, c->op) / g->n_chunks;
+    c->d->barrier =
+        c->chunk > 0 && c->l->ctx->validation; /* the layers take different results of one buffer for the same */
+    return 0;
+}
+
+static int lower_split(struct call *c)
+{
+    int err = 0;
+    for (c->chunk = 0; !err && c->chunk < c->g->n_chunks; c->chunk++)
+        err = lower_chunk(c);
+    if (err || c->g->parts == 1)
+        return err;
+    c->chunk = 0;
+    err = start(c, "attention_merge.comp", true, false, 1);
     if (err)
         return err;
     vk_define(c->d, "WG", MERGE_THREADS);
@@ -296,7 +334,9 @@ static int choose(struct vk_lower *l, const struct dl_op *op, struct geometry *g
         return at;
     g->split = splits[at];
     g->tile = tiles[0];
-    if (l->n_tokens >= TILE_TOKENS) {
+    g->chunk_rows = DL_MIN(vk_cache_rows(l, &op->src[1]), vk_cache_rows(l, &op->src[2]));
+    g->n_chunks = (uint32_t)dl_div_up(op->src[1].rows, g->chunk_rows);
+    if (l->n_tokens >= TILE_TOKENS && g->n_chunks == 1) { /* tiles see all of a sequence */
         n = tile_variants(caps, &g->shape, tiles);
         for (uint32_t i = 0; i < n; i++)
             names[i] = tiles[i].name;
@@ -315,7 +355,8 @@ static int choose(struct vk_lower *l, const struct dl_op *op, struct geometry *g
     uint32_t most = l->max_positions ? l->max_positions / (DL_KV_BLOCK * LEAST_BLOCKS) : 64;
     g->splits = (uint32_t)DL_MIN(want / others, DL_MIN(most, 64));
     g->splits = DL_MAX(g->splits, 1);
-    g->state_at = (uint64_t)l->n_tokens * op->dst.cols * g->splits;
+    g->parts = g->splits * g->n_chunks;
+    g->state_at = (uint64_t)l->n_tokens * op->dst.cols * g->parts;
     return 0;
 }
 

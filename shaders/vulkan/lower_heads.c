@@ -77,6 +77,24 @@ static int bind_cache(struct vk_lower *l, struct vk_dispatch *d, const struct dl
     return err;
 }
 
+/* Rows of the chunk that starts at `first` of a cache that no descriptor holds whole. */
+static int bind_chunk(struct vk_lower *l, struct vk_dispatch *d, const struct dl_op *store, uint32_t first,
+                      struct heads_push *p)
+{
+    const struct vk_buf *b = l->bufs[store->dst.buf];
+    const uint32_t rows = DL_MIN(b->chunk_rows, store->dst.rows - first), unit = store->dst.type == DL_F32 ? 4 : 2;
+    bool planes = vk_form_of(l, &store->dst) == VK_FORM_PLANES;
+    p->kv_stride = planes ? store->dst.cols / DL_BLOCK : (uint32_t)(b->plane_row[0] / unit);
+    for (uint32_t i = 0; i < (planes ? VK_PLANES : 1); i++) {
+        uint32_t skip;
+        int err = vk_bind_rows(l, d, b, i, first, rows, &skip);
+        if (err)
+            return err;
+    }
+    vk_define(d, "CHUNKED", 1);
+    return 0;
+}
+
 /* What lies where in the common buffer: the k heads among those that are turned, the v heads behind or before them. */
 static bool one_kernel(const struct dl_op *ops, uint32_t n)
 {
@@ -127,7 +145,8 @@ static int lower_both(struct vk_lower *l, const struct dl_op *ops)
 
 int vk_lower_rope(struct vk_lower *l, const struct dl_op *ops, uint32_t n)
 {
-    if (one_kernel(ops, n) && vk_form_of(l, &ops[1].dst) == vk_form_of(l, &ops[2].dst))
+    if (one_kernel(ops, n) && vk_form_of(l, &ops[1].dst) == vk_form_of(l, &ops[2].dst) &&
+        vk_cache_rows(l, &ops[1].dst) == ops[1].dst.rows && vk_cache_rows(l, &ops[2].dst) == ops[2].dst.rows)
         return lower_both(l, ops);
     const struct dl_op *op = &ops[0];
     struct heads_push p = {.mult = op->mult};
@@ -150,10 +169,8 @@ int vk_lower_rope(struct vk_lower *l, const struct dl_op *ops, uint32_t n)
     return 1;
 }
 
-int vk_lower_kv_store(struct vk_lower *l, const struct dl_op *ops, uint32_t n)
+static int store(struct vk_lower *l, const struct dl_op *op, bool chunked, uint32_t first)
 {
-    (void)n;
-    const struct dl_op *op = &ops[0];
     struct heads_push p = {.mult = op->mult, .heads = op->u.kv.n_kv_heads, .head_dim = op->u.kv.head_dim};
     p.n_kv = p.heads;
     struct vk_dispatch *d = begin(l, op, NULL, op);
@@ -162,11 +179,28 @@ int vk_lower_kv_store(struct vk_lower *l, const struct dl_op *ops, uint32_t n)
         return DL_ENOMEM;
     int err = vk_bind_view(l, d, &op->src[0], vk_rows(l, op), 1, &src);
     if (!err)
-        err = bind_cache(l, d, op, p.k_at, &p.kv_stride);
+        err = chunked ? bind_chunk(l, d, op, first, &p) : bind_cache(l, d, op, p.k_at, &p.kv_stride);
     if (err)
         return err;
     p.src_at = src.at[0];
     p.src_stride = src.stride;
     end(l, d, op, &p, p.heads);
+    if (chunked) {
+        vk_push(d, first);
+        vk_push(d, DL_MIN(l->bufs[op->dst.buf]->chunk_rows, op->dst.rows - first));
+    }
+    return 0;
+}
+
+int vk_lower_kv_store(struct vk_lower *l, const struct dl_op *ops, uint32_t n)
+{
+    (void)n;
+    const struct dl_op *op = &ops[0];
+    const uint32_t step = vk_cache_rows(l, &op->dst);
+    for (uint32_t first = 0; first < op->dst.rows; first += DL_MIN(step, op->dst.rows - first)) {
+        int err = store(l, op, step < op->dst.rows, first);
+        if (err)
+            return err;
+    }
     return 1;
 }

@@ -184,7 +184,7 @@ static struct run run_at(const struct vk_buf *b, uint64_t unit, uint64_t n)
 {
     struct run r = {.u = vk_units_of(b)};
     uint64_t per_part =
-        b->n_parts > 1 ? b->part_rows : UINT64_MAX; /* only weights have parts, and their units are rows */
+        b->n_parts > 1 ? b->part_rows * (b->base.desc.bytes / b->base.desc.rows / r.u.host) : UINT64_MAX;
     uint32_t part = (uint32_t)(unit / per_part);
     r.part = &b->parts[part];
     r.at = unit - part * (b->n_parts > 1 ? per_part : 0);
@@ -323,14 +323,22 @@ static int write_units(struct vk_ctx *c, struct vk_buf *b, uint64_t unit, uint64
 
 static int read_units(struct vk_ctx *c, struct vk_buf *b, uint64_t unit, uint64_t n, uint8_t *host)
 {
-    struct run r = run_at(b, unit, n); /* weights alone have several parts, and are not read */
-    if (!in_place(c, b))
-        return download(c, b, r, host);
-    uint8_t *planes[VK_PLANES];
-    int err = invalidate(c, r.part->slab, r.part->slab_offset, r.part->slab_bytes);
-    pointers(&r, part_mapped(c, r.part), planes);
-    if (!err)
-        vk_units_out(b, (const uint8_t *const *)planes, host, r.n);
+    int err = DL_OK;
+    while (!err && n) {
+        struct run r = run_at(b, unit, n);
+        if (in_place(c, b)) {
+            uint8_t *planes[VK_PLANES];
+            err = invalidate(c, r.part->slab, r.part->slab_offset, r.part->slab_bytes);
+            pointers(&r, part_mapped(c, r.part), planes);
+            if (!err)
+                vk_units_out(b, (const uint8_t *const *)planes, host, r.n);
+        } else {
+            err = download(c, b, r, host);
+        }
+        host += r.n * r.u.host;
+        unit += r.n;
+        n -= r.n;
+    }
     return err;
 }
 

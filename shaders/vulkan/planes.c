@@ -61,11 +61,10 @@ int vk_planes_lay_out(const struct vk_ctx *c, struct vk_buf *b)
     b->n_parts = 1;
     if (by_range >= d->rows && by_slab >= d->rows)
         return DL_OK;
-    if (d->use != DL_BUF_WEIGHT)
+    if (d->use != DL_BUF_WEIGHT && d->use != DL_BUF_KV)
         return dl_fail(DL_ELIMIT,
-                       "%s: buffer %s needs %llu bytes, one may have %llu here; use a smaller %s or --device cpu",
-                       c->label, d->name, (unsigned long long)d->bytes, (unsigned long long)DL_MIN(range, slab),
-                       d->use == DL_BUF_KV ? "--ctx" : "--batch");
+                       "%s: buffer %s needs %llu bytes, one may have %llu here; use a smaller --batch or --device cpu",
+                       c->label, d->name, (unsigned long long)d->bytes, (unsigned long long)DL_MIN(range, slab));
     /* Whole multiples of 256 rows start at multiples of 256 bytes in every plane. */
     uint64_t chunk = DL_MIN(DL_MIN(by_range, by_slab), d->rows) / PLANE_ALIGN * PLANE_ALIGN;
     if (!chunk)

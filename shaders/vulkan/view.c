@@ -31,6 +31,14 @@ int vk_bind_rows(struct vk_lower *l, struct vk_dispatch *d, const struct vk_buf 
     return DL_OK;
 }
 
+uint32_t vk_cache_rows(const struct vk_lower *l, const struct dl_view *v)
+{
+    const struct vk_buf *b = l->bufs[v->buf];
+    bool from_start =
+        v->offset == 0; /* plans have no other views of caches; a part of one that is cut up will not bind */
+    return b && from_start && b->chunk_rows < v->rows ? b->chunk_rows : v->rows;
+}
+
 uint32_t vk_view_row(const struct vk_lower *l, const struct dl_view *v)
 {
     const struct dl_buf_desc *d = &l->bufs[v->buf]->base.desc;

@@ -159,7 +159,7 @@ struct vk_buf {
     uint64_t plane_bytes[VK_PLANES]; /* rows * plane_row */
     uint32_t chunk_rows; /* rows per descriptor: divides part_rows where there are several parts, keeps every plane
                                        * aligned and in range; == rows where the whole buffer fits one descriptor. Only weights
-                                       * are ever larger than one chunk */
+                                       * and caches are ever larger than one chunk (of a multiple of 256 rows then) */
     void *mapped;        /* host address of INPUT, OUTPUT, WIRE */
 };
 
@@ -239,6 +239,9 @@ int vk_bind_rows(struct vk_lower *l, struct vk_dispatch *d, const struct vk_buf 
 
 /* First row of a view of whole rows (weights, caches) in its buffer. */
 uint32_t vk_view_row(const struct vk_lower *l, const struct dl_view *v);
+
+/* How many rows of a cache one binding takes (vk_bind_rows): all of the view, or a chunk, which ends where blocks of 32 rows do. */
+uint32_t vk_cache_rows(const struct vk_lower *l, const struct dl_view *v);
 
 /* The next binding of d: device memory that lives from one dispatch of a lowering to its later ones (which set .barrier): bytes
  * [at, at + bytes) of the lowering's own, `at` a multiple of 256. Undefined at first. record.c keeps lowerings that use it apart. */
