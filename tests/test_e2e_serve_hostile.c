@@ -158,7 +158,11 @@ static void test_raw(void **state)
     for (size_t i = 0; i < DL_COUNT_OF(cases); i++) {
         struct http h = {.fd = http_connect(s.port)};
         http_write(h.fd, cases[i].bytes, strlen(cases[i].bytes));
-        shutdown(h.fd, SHUT_WR); /* nothing more will come */
+        struct pollfd answer = {.fd = h.fd, .events = POLLIN};
+        if (!cases[i].status && !poll(&answer, 1, 50)) { /* it waits for the rest, which will not come */
+            http_free(&h);
+            continue;
+        }
         http_finish(&h);
         if (cases[i].status && h.status != cases[i].status)
             fail_msg("%s: status %d, not %d: %s", cases[i].bytes, h.status, cases[i].status, h.all);
