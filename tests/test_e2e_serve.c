@@ -259,6 +259,53 @@ static void test_sampling(void **state)
     served_stop(&s, 5000);
 }
 
+static int cached_of(const struct http *h, char **text)
+{
+    json_t *v = http_json(h);
+    const json_t *details = json_object_get(json_object_get(v, "usage"), "prompt_tokens_details");
+    int n = (int)json_integer_value(json_object_get(details, "cached_tokens"));
+    *text = strdup(choice_text(v, 0));
+    json_decref(v);
+    return n;
+}
+
+/* What was read before is not read again: the same prompt, the next turn, other answers to the same. */
+static void test_cache(void **state)
+{
+    (void)state;
+    NEED_BIN();
+    struct served s;
+    struct http h;
+    char body[2048], prompt[1024] = "", *first, *text;
+    SERVE(&s, "--device", "cpu", "--batch", "16");
+    for (int i = 0; i < 20; i++)
+        strcat(prompt, "One model runs across the machines. ");
+    snprintf(body, sizeof body, "{\"prompt\":\"%s\",\"max_tokens\":40}", prompt);
+    http_post(&h, s.port, TEXT, body);
+    assert_int_equal(cached_of(&h, &first), 0);
+    http_free(&h);
+    http_post(&h, s.port, TEXT, body);
+    int again = cached_of(&h, &text);
+    assert_true(again >= 64 && again % 32 == 0);
+    assert_string_equal(text, first);
+    free(text);
+    http_free(&h);
+    snprintf(body, sizeof body, "{\"prompt\":\"%s%s And now?\",\"max_tokens\":5}", prompt, first);
+    http_post(&h, s.port, TEXT, body);
+    assert_true(cached_of(&h, &text) >= again + 32); /* of the answer, too */
+    free(text);
+    http_free(&h);
+    snprintf(body, sizeof body, "{\"prompt\":\"Another one. %s\",\"max_tokens\":40,\"n\":3}", prompt);
+    http_post(&h, s.port, TEXT, body);
+    int others = cached_of(&h, &text);
+    assert_true(others >= 2 * 64 && others <= 2 * (again + 32)); /* the first of them reads it */
+    assert_true(metric(s.port, "dllama_cached_tokens_total") > 64 * 4);
+    free(text);
+    http_free(&h);
+    free(first);
+    served_stop(&s, 5000);
+}
+
 /* ------------------------------------------------------------------------------------------------ many at once */
 
 #define CLIENTS 16
@@ -449,8 +496,8 @@ static void test_stopping(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        SERVE_TEST(test_endpoints), SERVE_TEST(test_answers),     SERVE_TEST(test_sampling), SERVE_TEST(test_many),
-        SERVE_TEST(test_leaving),   SERVE_TEST(test_slow_reader), SERVE_TEST(test_stopping),
+        SERVE_TEST(test_endpoints), SERVE_TEST(test_answers), SERVE_TEST(test_sampling),    SERVE_TEST(test_cache),
+        SERVE_TEST(test_many),      SERVE_TEST(test_leaving), SERVE_TEST(test_slow_reader), SERVE_TEST(test_stopping),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

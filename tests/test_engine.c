@@ -224,6 +224,77 @@ static void batching_changes_nothing(void **state)
     rig_close(&r);
 }
 
+/* What another session has evaluated is taken over, in whole blocks, and not one bit differs. */
+static void prefixes_are_shared(void **state)
+{
+    (void)state;
+    NEED_DATA(path, "refs/qwen3.gguf");
+    enum { N = 100, KEEP = 96 };
+    static float want[VOCAB], other[VOCAB];
+    int32_t text[N], changed[N];
+    for (int32_t i = 0; i < N; i++)
+        changed[i] = text[i] = (i * 37 + 11) % VOCAB;
+    changed[70] = 5; /* the first two blocks are the same */
+    struct dl_engine_opts o = rig_opts();
+    o.max_sessions = 2; /* of 256 positions: 16 blocks */
+    struct rig r;
+    dl_session *a, *b, *c;
+    float *logits;
+    rig_open(&r, path, NULL, 1, NULL, o);
+    assert_int_equal(dl_session_create(r.engine, &a), 0);
+    assert_int_equal(dl_session_sync(a, changed, N, NULL, NULL, &logits), 0);
+    memcpy(other, logits, sizeof other);
+    dl_session_truncate(a, 0);
+    assert_int_equal(dl_session_reuse(a, text, N), 0); /* nobody shared anything so far */
+    assert_int_equal(dl_session_sync(a, text, N, NULL, NULL, &logits), 0);
+    memcpy(want, logits, sizeof want);
+
+    assert_int_equal(dl_session_create(r.engine, &b), 0);
+    assert_int_equal(dl_session_reuse(b, text, N), KEEP); /* while a is there */
+    assert_int_equal(dl_session_len(b), KEEP);
+    assert_memory_equal(dl_session_tokens(b), text, KEEP * sizeof *text);
+    assert_int_equal(dl_session_sync(b, text, N, NULL, NULL, &logits), 0);
+    assert_memory_equal(logits, want, sizeof want);
+
+    dl_session_truncate(b, 80); /* within a block that a holds, too */
+    assert_int_equal(dl_session_len(b), 80);
+    assert_int_equal(dl_session_sync(b, changed, N, NULL, NULL, &logits), 0);
+    assert_memory_equal(logits, other, sizeof other);
+    assert_int_equal(dl_session_sync(a, text, N, NULL, NULL, &logits), 0); /* a's is as it was */
+    assert_memory_equal(logits, want, sizeof want);
+
+    dl_session_destroy(&a);
+    dl_session_destroy(&b);
+    assert_int_equal(dl_session_create(r.engine, &c), 0);
+    assert_int_equal(dl_session_reuse(c, changed, N), KEEP); /* now that nobody is there */
+    assert_int_equal(dl_session_sync(c, changed, N, NULL, NULL, &logits), 0);
+    assert_memory_equal(logits, other, sizeof other);
+    dl_session_truncate(c, 80); /* within a block of its own */
+    assert_int_equal(dl_session_sync(c, text, N, NULL, NULL, &logits), 0);
+    dl_session_destroy(&c);
+    assert_int_equal(dl_session_create(r.engine, &c), 0);
+    assert_int_equal(dl_session_reuse(c, text, 65), 64); /* the last token is evaluated in any case */
+    dl_session_truncate(c, 0);
+    assert_int_equal(dl_session_reuse(c, text, 64), 32);
+    dl_session_truncate(c, 0);
+    assert_int_equal(dl_session_reuse(c, text, 20), 0);
+
+    /* Others need the room: what was known makes way. */
+    int32_t long_text[250];
+    assert_int_equal(dl_session_create(r.engine, &b), 0);
+    for (int32_t i = 0; i < 250; i++)
+        long_text[i] = (i * 11 + 3) % VOCAB;
+    assert_int_equal(dl_session_sync(b, long_text, 250, NULL, NULL, &logits), 0);
+    assert_int_equal(dl_session_sync(c, long_text, 250, NULL, NULL, &logits), 0);
+    dl_session_truncate(c, 0);
+    assert_int_equal(dl_session_reuse(c, text, N), 0);
+    assert_int_equal(dl_session_sync(c, text, N, NULL, NULL, &logits), 0);
+    assert_memory_equal(logits, want, sizeof want);
+    dl_session_destroy(&b);
+    dl_session_destroy(&c);
+    rig_close(&r);
+}
+
 static void kv_types(void **state)
 {
     (void)state;
@@ -381,6 +452,7 @@ int main(void)
         cmocka_unit_test(families_match_the_reference),
         cmocka_unit_test(any_number_of_devices),
         cmocka_unit_test(batching_changes_nothing),
+        cmocka_unit_test(prefixes_are_shared),
         cmocka_unit_test(kv_types),
         cmocka_unit_test(limits),
         cmocka_unit_test(one_device_after_the_other),

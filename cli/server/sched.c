@@ -170,12 +170,21 @@ static uint32_t running_of(const struct cli_sched *q, uint64_t client)
     return n;
 }
 
+/* The next answer to the same prompt waits until that is read: then it is found in the cache. */
+static bool wait_for_prompt(const struct cli_job *job)
+{
+    const struct cli_seq *last = job->n_admitted ? &job->seqs[job->n_admitted - 1] : NULL;
+    return last && last->state == CLI_SEQ_PREFILL && !last->n_new && job->n_admitted % job->req.n;
+}
+
 /* The job whose turn it is: the one that has the least in work; of those, whose client has; of those, the one that came first. Lock. */
 static struct cli_job *next_job(const struct cli_sched *q)
 {
     struct cli_job *best = NULL;
     uint64_t least = UINT64_MAX;
     for (struct cli_job *j = q->s->first; j; j = j->next) {
+        if (wait_for_prompt(j))
+            continue;
         uint64_t n = (uint64_t)j->n_active << 32 | running_of(q, j->client);
         if (n < least) {
             least = n;
@@ -197,6 +206,13 @@ static int activate(struct cli_sched *q, struct cli_seq *s)
     int err = dl_session_create(q->e->engine, &s->session);
     if (err)
         return err;
+    uint32_t known = dl_session_reuse(s->session, s->tokens.v, s->tokens.len);
+    if (!s->n_new) {
+        s->job->cached_tokens += known;
+        pthread_mutex_lock(&q->s->lock);
+        q->s->metrics.cached_tokens += known;
+        pthread_mutex_unlock(&q->s->lock);
+    }
     q->active[q->n_active++] = s;
     s->job->n_active++;
     return DL_OK;

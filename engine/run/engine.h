@@ -68,6 +68,7 @@ struct dl_engine {
     struct dl_batch_shape shape;
     uint32_t ctx;
     struct eng_kv kv;
+    uint32_t kv_epoch; /* of what kv remembers */
     struct dl_tensor embed;
     float *rope_factors; /* NULL where the model has none */
     struct eng_batch batch;
@@ -96,6 +97,8 @@ struct dl_session {
     uint32_t len, n_blocks;
     uint32_t kv, epoch; /* positions whose KV the devices hold, if they still are those of that epoch */
     uint64_t step_id;   /* of the last batch it was part of */
+    bool shares;        /* its full blocks become known to others, ... */
+    uint32_t n_known;   /* ... the first of them are */
 };
 
 /* Which token's logits a row holds. */

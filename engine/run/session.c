@@ -60,11 +60,71 @@ static void keep_blocks(dl_session *s, uint32_t n)
         eng_kv_unref(&s->engine->kv, s->blocks[--s->n_blocks]);
 }
 
+/* The last block that is left gets other positions than it has: one that others hold, too, is left to them, and what of it
+ * is needed will be evaluated again. */
+static void part_with_last(dl_session *s)
+{
+    uint32_t last = s->len / DL_KV_BLOCK;
+    if (!s->shares || s->len % DL_KV_BLOCK == 0 || last >= s->n_known)
+        return;
+    if (s->engine->kv.refs[s->blocks[last]] > 1) {
+        s->kv = DL_MIN(s->kv, last * DL_KV_BLOCK);
+        keep_blocks(s, s->kv);
+    } else {
+        eng_kv_forget(&s->engine->kv, s->blocks[last]);
+    }
+}
+
 void dl_session_truncate(dl_session *s, uint32_t n)
 {
     s->len = DL_MIN(s->len, n);
     s->kv = DL_MIN(s->kv, n);
     keep_blocks(s, s->len);
+    part_with_last(s);
+    s->n_known = DL_MIN(s->n_known, s->len / DL_KV_BLOCK);
+}
+
+/* What is remembered is in the devices' memory, unless they were given up meanwhile. */
+static void check_epoch(dl_engine *e)
+{
+    if (e->kv_epoch != e->epoch)
+        eng_kv_forget_all(&e->kv);
+    e->kv_epoch = e->epoch;
+}
+
+uint32_t dl_session_reuse(dl_session *s, const int32_t *tokens, size_t n)
+{
+    dl_engine *e = s->engine;
+    s->shares = true;
+    if (s->len || !e->formed)
+        return 0;
+    check_epoch(e);
+    while (s->n_blocks < e->shape.table_cols && s->len + (size_t)DL_KV_BLOCK < n) {
+        uint32_t b = eng_kv_find(&e->kv, s->n_blocks ? s->blocks[s->n_blocks - 1] : ENG_KV_NONE, tokens + s->len);
+        if (b == ENG_KV_NONE)
+            break;
+        s->blocks[s->n_blocks++] = b;
+        memcpy(s->tokens + s->len, tokens + s->len, DL_KV_BLOCK * sizeof *tokens);
+        s->len += DL_KV_BLOCK;
+    }
+    s->kv = s->len;
+    s->epoch = e->epoch;
+    s->n_known = s->n_blocks;
+    return s->len;
+}
+
+/* Blocks that have become full can be found by others from now on. What was known before under the same tokens is as good, and
+ * frees ours. */
+static void know_blocks(dl_session *s)
+{
+    struct eng_kv *kv = &s->engine->kv;
+    if (!s->shares)
+        return;
+    check_epoch(s->engine);
+    for (; s->n_known < s->len / DL_KV_BLOCK; s->n_known++) {
+        uint32_t i = s->n_known, before = i ? s->blocks[i - 1] : ENG_KV_NONE;
+        s->blocks[i] = eng_kv_know(kv, s->blocks[i], before, s->tokens + (size_t)i * DL_KV_BLOCK);
+    }
 }
 
 /* The blocks for positions up to n. */
@@ -197,7 +257,7 @@ static int evaluate_again(dl_session *s, uint32_t upto)
 {
     dl_engine *e = s->engine;
     if (s->epoch != e->epoch)
-        s->kv = 0;
+        s->kv = s->n_known = 0;
     s->epoch = e->epoch;
     while (s->kv < upto) {
         uint32_t chunk = DL_MIN(upto - s->kv, e->shape.max_tokens);
@@ -262,6 +322,7 @@ int dl_engine_step(dl_engine *e, struct dl_step_item *items, uint32_t n_items)
         it->log_sum = it->want == DL_WANT_TOP ? row->log_sum : 0;
         row += eng_wanted(it->want, it->n);
         note_rows(e, it);
+        know_blocks(it->session);
     }
     e->rows_gone = false;
     return DL_OK;

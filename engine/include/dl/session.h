@@ -136,6 +136,11 @@ const int32_t *dl_session_tokens(const dl_session *session);
 /* Forgets all but the first n tokens. */
 void dl_session_truncate(dl_session *session, uint32_t n);
 
+/* For an empty session, which is to hold these n tokens: begins with as many of them, in whole blocks and all but the last token at most, as
+ * the cache still knows from sessions for which this was called, too, and gives their number. What such sessions evaluate is known
+ * to later ones, also after they are destroyed, until its memory is needed. */
+uint32_t dl_session_reuse(dl_session *session, const int32_t *tokens, size_t n);
+
 /* Makes the session hold exactly these n >= 1 tokens: keeps the common prefix, evaluates the rest in batches. *logits
  * (vocab floats, owned by the engine, writable scratch until its next call) belong to the last token. `stop` is polled between
  * batches and may be NULL: returning true ends with DL_ECANCELED and what was evaluated stays. DL_ELIMIT (logged, both
