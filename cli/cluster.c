@@ -134,3 +134,16 @@ int cli_wire(const struct cli_opts *o, bool cluster, enum dl_type *out)
         }
     return o->wire ? cli_usage("--wire: '%s' is none of q80, f16, f32", o->wire) : DL_OK;
 }
+
+int cli_collective(const struct cli_opts *o, enum dl_collective *out)
+{
+    static const char *const names[] = {
+        [DL_COLLECTIVE_AUTO] = "auto", [DL_COLLECTIVE_ONE_SHOT] = "oneshot", [DL_COLLECTIVE_RS] = "rs"};
+    *out = DL_COLLECTIVE_AUTO;
+    for (size_t i = 0; o->collective && i < DL_COUNT_OF(names); i++)
+        if (!strcmp(o->collective, names[i])) {
+            *out = (enum dl_collective)i;
+            return DL_OK;
+        }
+    return o->collective ? cli_usage("--collective: '%s' is none of auto, oneshot, rs", o->collective) : DL_OK;
+}

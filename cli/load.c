@@ -211,9 +211,12 @@ static int make_engine(const struct cli_opts *o, uint32_t ctx, uint32_t max_out,
     double share[CLI_MAX_WORKERS + 1] = {0};
     const double *by = NULL;
     enum dl_type kv, wire;
+    enum dl_collective sums;
     int err = cli_kv_type(o, &kv);
     if (!err)
         err = cli_wire(o, e->workers.n, &wire);
+    if (!err)
+        err = cli_collective(o, &sums);
     if (!err)
         err = shares(o, e, share, &by);
     if (!err && e->workers.n)
@@ -236,6 +239,7 @@ static int make_engine(const struct cli_opts *o, uint32_t ctx, uint32_t max_out,
         .max_sessions = e->max_sessions,
         .kv_type = kv,
         .wire = wire,
+        .collective = sums,
         .progress = progress,
         .progress_ud = &both,
     };
@@ -250,11 +254,14 @@ int cli_load(const struct cli_opts *o, uint32_t ctx, uint32_t max_out, struct cl
 {
     uint64_t start = dl_now_ns();
     enum dl_type kv, wire;
+    enum dl_collective sums;
     int err = cli_kv_type(o, &kv);
     if (!err && !e->workers.n)
         err = cli_workers_parse(o, &e->workers);
     if (!err)
         err = cli_wire(o, e->workers.n, &wire);
+    if (!err)
+        err = cli_collective(o, &sums);
     if (!err && !e->n_devices)
         err = cli_load_devices(o, e); /* first: a wrong option is to be seen before a large file is read */
     if (!err && e->workers.n && e->n_devices > 1)

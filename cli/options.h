@@ -77,6 +77,8 @@ enum {
       "machines to compute with, `dllama-vk worker` runs on each (default port 9990)")                               \
     X(WIRE, 0, "wire", "TYPE", STR, wire, 0, 0, CLI_ROOT,                                                            \
       "precision between nodes: q80 (default), f16, f32; between devices f32")                                       \
+    X(COLLECTIVE, 0, "collective", "KIND", STR, collective, 0, 0, CLI_COMPUTE,                                       \
+      "sums of all nodes: oneshot, rs (fewer bytes, one more round), auto (default)")                                \
     X(LISTEN, 0, "listen", "HOST:PORT", STR, listen, 0, 0, CLI_WORKER | CLI_SERVE,                                   \
       "where to listen (default 127.0.0.1, port 9990, of serve 8080; 0.0.0.0:PORT: on every network)")               \
     X(KEY, 0, "key", "FILE", STR, key, 0, 0, CLI_CLUSTER | CLI_BENCH_LINK,                                           \
@@ -133,7 +135,8 @@ struct cli_list {
 struct cli_opts {
     const char *model; /* the operand: MODEL or FILE; NULL when absent */
     const char *prompt, *file, *prompt_ids, *tokenizer, *system, *chat_template, *device, *split, *kv, *dump_logits;
-    const char *workers, *wire, *listen, *key, *local, *shape, *depth, *nodes, *compare, *plot, *api_key, *cors;
+    const char *workers, *wire, *collective, *listen, *key, *local, *shape, *depth, *nodes, *compare, *plot, *api_key,
+        *cors;
     struct cli_list stop;
     uint64_t n, top_k, seed, ctx, batch, threads, cache_size, layers, pp, tg, reps, parallel, queue;
     double temp, top_p, min_p, repeat_penalty;

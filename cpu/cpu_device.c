@@ -1,12 +1,14 @@
 /* SPDX-License-Identifier: MIT
  *
  * cpu/cpu_device.c: the CPU as a device (dl/device.h). One driver thread takes submissions in order, waits for the host
- * counter, runs the program with the pool (of which it is thread 0) and raises the device counter. The engine thread
- * never computes.
+ * counter, runs the program with the pool (of which it is thread 0) and raises the device counter. Where the engine thread has nothing
+ * to do but wait (computes_in_wait), it does that itself: two changes of threads less per submission, and with one thread on
+ * a machine whose other cores are busy, two less that have to wait for a core.
  *
  * Atomics. `tail` is written by the submitting thread, `head` and `device` by the driver, `host` by any thread. All are
  * seq_cst where a gate may sleep on them (gate.h says why). They also carry the data: `tail` a submission and the batch the
- * host wrote before it, `host` what the transport put into wire buffers, `device` everything the program wrote.
+ * host wrote before it, `host` what the transport put into wire buffers, `device` everything the program wrote. `lent` says who takes
+ * the next submission; it changes only while there is none, before `tail`, and the driver reads it after `tail`.
  */
 #include <stdatomic.h>
 #include <stdio.h>
@@ -45,7 +47,7 @@ struct device {
     _Alignas(64) atomic_uint_fast64_t head; /* of them finished */
     _Alignas(64) atomic_uint_fast64_t device;
     _Alignas(64) atomic_uint_fast64_t host;
-    atomic_bool stop;
+    atomic_bool stop, lent;
 };
 
 struct buf {
@@ -70,8 +72,9 @@ static struct buf *buf_of(dl_buf *buf)
 static bool queued(void *ud)
 {
     struct device *d = ud;
-    return atomic_load_explicit(&d->tail, memory_order_seq_cst) !=
-               atomic_load_explicit(&d->head, memory_order_relaxed) ||
+    return (atomic_load_explicit(&d->tail, memory_order_seq_cst) !=
+                atomic_load_explicit(&d->head, memory_order_relaxed) &&
+            !atomic_load_explicit(&d->lent, memory_order_seq_cst)) ||
            atomic_load_explicit(&d->stop, memory_order_seq_cst);
 }
 
@@ -81,6 +84,18 @@ static bool host_reached(void *ud)
     const struct submission *s = &d->ring[atomic_load_explicit(&d->head, memory_order_relaxed) % MAX_IN_FLIGHT];
     return atomic_load_explicit(&d->host, memory_order_seq_cst) >= s->host_wait ||
            atomic_load_explicit(&d->stop, memory_order_seq_cst);
+}
+
+/* The oldest submission, whose host value is reached. */
+static void run_next(struct device *d)
+{
+    uint64_t head = atomic_load_explicit(&d->head, memory_order_relaxed);
+    const struct submission *s = &d->ring[head % MAX_IN_FLIGHT];
+    cpu_program_run(s->prog, d->pool, d->pub.threads, s->n_tokens, s->n_out, s->batch);
+    /* First the slot, then the counter: who has seen the counter may submit again. */
+    uint64_t signal = s->signal;
+    atomic_store_explicit(&d->head, head + 1, memory_order_release);
+    atomic_store_explicit(&d->device, signal, memory_order_seq_cst);
 }
 
 static void *driver_main(void *ud)
@@ -95,11 +110,7 @@ static void *driver_main(void *ud)
         const struct submission *s = &d->ring[head % MAX_IN_FLIGHT];
         if (atomic_load_explicit(&d->host, memory_order_seq_cst) < s->host_wait)
             return NULL; /* the device is being closed: nobody will raise the counter any more */
-        cpu_program_run(s->prog, d->pool, d->pub.threads, s->n_tokens, s->n_out, s->batch);
-        /* First the slot, then the counter: who has seen the counter may submit again. */
-        uint64_t signal = s->signal;
-        atomic_store_explicit(&d->head, head + 1, memory_order_release);
-        atomic_store_explicit(&d->device, signal, memory_order_seq_cst);
+        run_next(d);
         cpu_gate_wake(&d->waiter_gate);
     }
 }
@@ -115,8 +126,11 @@ static int dev_submit(dl_device *dev, dl_prog *prog, const struct dl_run_args *a
     if (signal <= d->last_signal)
         return dl_fail(DL_EINVAL, "cpu: signal %llu after %llu: the counter only grows", (unsigned long long)signal,
                        (unsigned long long)d->last_signal);
-    uint64_t tail = atomic_load_explicit(&d->tail, memory_order_relaxed);
-    if (tail - atomic_load_explicit(&d->head, memory_order_acquire) >= MAX_IN_FLIGHT)
+    uint64_t tail = atomic_load_explicit(&d->tail, memory_order_relaxed),
+             waiting = tail - atomic_load_explicit(&d->head, memory_order_acquire);
+    if (!waiting)
+        atomic_store_explicit(&d->lent, dev->computes_in_wait, memory_order_seq_cst);
+    if (waiting >= MAX_IN_FLIGHT)
         return dl_fail(DL_ELIMIT, "cpu: more than %u submissions in flight", MAX_IN_FLIGHT);
     d->ring[tail % MAX_IN_FLIGHT] = (struct submission){.prog = p,
                                                         .batch = buf_of(args->batch)->data,
@@ -126,7 +140,8 @@ static int dev_submit(dl_device *dev, dl_prog *prog, const struct dl_run_args *a
                                                         .signal = signal};
     d->last_signal = signal;
     atomic_store_explicit(&d->tail, tail + 1, memory_order_seq_cst);
-    cpu_gate_wake(&d->driver_gate);
+    if (!atomic_load_explicit(&d->lent, memory_order_relaxed))
+        cpu_gate_wake(&d->driver_gate);
     return DL_OK;
 }
 
@@ -136,7 +151,7 @@ static int dev_host_signal(dl_device *dev, uint64_t value)
     uint_fast64_t now = atomic_load_explicit(&d->host, memory_order_relaxed);
     while (now < value)
         if (atomic_compare_exchange_weak_explicit(&d->host, &now, value, memory_order_seq_cst, memory_order_relaxed)) {
-            cpu_gate_wake(&d->driver_gate);
+            cpu_gate_wake(atomic_load_explicit(&d->lent, memory_order_seq_cst) ? &d->waiter_gate : &d->driver_gate);
             break;
         }
     return DL_OK;
@@ -158,6 +173,13 @@ static int dev_wait(dl_device *dev, uint64_t value, uint64_t timeout_ns)
     uint64_t deadline = dl_now_ns();
     if (!dl_add_u64(deadline, timeout_ns, &deadline))
         deadline = UINT64_MAX;
+    while (atomic_load_explicit(&d->lent, memory_order_relaxed) && !device_reached(d) &&
+           atomic_load_explicit(&d->tail, memory_order_relaxed) !=
+               atomic_load_explicit(&d->head, memory_order_relaxed)) {
+        if (!cpu_gate_wait(&d->waiter_gate, host_reached, d, 0, deadline))
+            return DL_ETIMEDOUT;
+        run_next(d);
+    }
     return cpu_gate_wait(&d->waiter_gate, device_reached, d, d->waiter_spin_ns, deadline) ? DL_OK : DL_ETIMEDOUT;
 }
 

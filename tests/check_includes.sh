@@ -21,7 +21,7 @@ BEGIN {
     # C17, but for threads: those are allowed by folder.
     words("assert ctype errno fenv float inttypes limits locale math setjmp signal stdalign stdarg stdatomic stdbool stddef stdint stdio stdlib string time wchar wctype", c)
     # The operating system: one file of the base library, and the folders that own threads, sockets or the terminal.
-    words("unistd.h langinfo.h fcntl.h dirent.h poll.h sched.h termios.h strings.h malloc.h sys/mman.h sys/stat.h sys/statvfs.h sys/types.h sys/ioctl.h sys/resource.h sys/time.h sys/wait.h sys/socket.h", os)
+    words("unistd.h langinfo.h fcntl.h dirent.h poll.h sched.h termios.h strings.h malloc.h sys/mman.h sys/prctl.h sys/stat.h sys/statvfs.h sys/types.h sys/ioctl.h sys/resource.h sys/time.h sys/wait.h sys/socket.h", os)
     words("immintrin.h cpuid.h x86intrin.h arm_neon.h", simd)
     words("base quant op device", device_headers)
     words("base transport", transport_headers)

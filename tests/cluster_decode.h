@@ -297,7 +297,7 @@ static inline void example_model(struct eng_out *o)
     m.slices = slices;
     m.rope_factors = factors;
     m.shape = (struct dl_batch_shape){16, 4, 2, 16};
-    m.opts = (struct dl_plan_opts){16, 4, 32, DL_F16, DL_Q80};
+    m.opts = (struct dl_plan_opts){.max_tokens = 16, .max_out = 4, .kv_blocks = 32, .kv_type = DL_F16, .wire = DL_Q80};
     memset(m.plan.v, 0x5a, sizeof m.plan.v);
     m.made = true;
     eng_model_write(o, &m);

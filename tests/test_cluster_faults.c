@@ -333,7 +333,7 @@ static void a_worker_refuses(void **state)
     assert_int_equal(dl_slices_make(&m.h, 32, NULL, 2, slices), 0);
     m.slices = slices;
     m.shape = (struct dl_batch_shape){16, 4, 1, 8};
-    m.opts = (struct dl_plan_opts){16, 4, 8, DL_F16, DL_F32};
+    m.opts = (struct dl_plan_opts){.max_tokens = 16, .max_out = 4, .kv_blocks = 8, .kv_type = DL_F16, .wire = DL_F32};
     hello = (struct eng_hello){ENG_PROTOCOL, DL_VERSION, "a test"};
     eng_hello_write(&msgs[0], &hello);
     eng_model_write(&msgs[1], &m);

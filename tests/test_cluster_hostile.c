@@ -39,7 +39,7 @@ static int setup(void **state)
     assert_int_equal(dl_model_types(the_rig.model, &m->types), 0);
     assert_int_equal(dl_slices_make(&m->h, DL_BLOCK, NULL, 2, slices), 0);
     m->shape = (struct dl_batch_shape){16, 4, 1, 8};
-    m->opts = (struct dl_plan_opts){16, 4, 8, DL_F16, DL_F32};
+    m->opts = (struct dl_plan_opts){.max_tokens = 16, .max_out = 4, .kv_blocks = 8, .kv_type = DL_F16, .wire = DL_F32};
     assert_int_equal(dl_plan_build(&m->h, &m->types, slices, 1, 2, &m->opts, &plan), 0);
     assert_int_equal(eng_plan_digest(m, plan, &m->plan), 0);
     assert_true(plan->n_weights <= MOST_WEIGHTS);

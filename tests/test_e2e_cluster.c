@@ -237,6 +237,7 @@ static void other_use_is_refused(void **state)
         {{"run", "--workers", "a", "--device", "cpu,cpu"}, "one device", 2},
         {{"run", "--workers", "a", "--split", "1:2:3"}, "2 shares above 0", 2},
         {{"run", "--workers", "a", "--wire", "q40"}, "--wire: 'q40'", 2},
+        {{"run", "--workers", "a", "--collective", "ring"}, "--collective: 'ring'", 2},
         {{"run", "--key", "k"}, "--key: only with --workers", 2},
         {{"run", "--insecure"}, "--insecure: only with --workers", 2},
         {{"run", "--quiet", "--workers", "a:b"}, "port", 1},

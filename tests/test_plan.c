@@ -5,6 +5,8 @@
  */
 #include "common.h"
 
+#include <string.h>
+
 #include "dl/model.h"
 
 static const enum dl_type weight_types[] = {DL_F32, DL_F16, DL_BF16, DL_Q40, DL_Q80};
@@ -48,7 +50,8 @@ static struct dl_tensor_types types_of(const struct dl_model_header *h, enum dl_
     return types;
 }
 
-static const struct dl_plan_opts plan_opts = {
+/* Of the plans that are built. */
+static struct dl_plan_opts plan_opts = {
     .max_tokens = 16, .max_out = 4, .kv_blocks = 8, .kv_type = DL_F16, .wire = DL_Q80};
 
 static struct dl_model_plan *build(bool moe, bool extras, enum dl_type t, uint32_t node, uint32_t n,
@@ -130,17 +133,60 @@ static void every_plan_passes(void **state)
         for (int extras = 0; extras < 2; extras++)
             for (size_t t = 0; t < DL_COUNT_OF(weight_types); t++)
                 for (uint32_t n = 1; n <= 8; n++)
-                    for (uint32_t node = 0; node < n; node++) {
+                    for (uint32_t k = 0; k < n * 4; k++) {
+                        const uint32_t node = k % n, lanes = k / n % 2 + 1, in_two = k / n / 2;
+                        plan_opts.lanes = lanes;
+                        plan_opts.collective = in_two ? DL_SUM_IN_TWO : DL_SUM_ONE_SHOT;
                         struct dl_model_plan *mp =
                             build(moe, extras, weight_types[t], node, n, node % 2 ? uneven : NULL);
                         uint32_t runs = 0, exchanges = 0;
                         for (uint32_t i = 0; i < mp->plan.n_steps; i++)
                             *(mp->plan.steps[i].kind == DL_STEP_RUN ? &runs : &exchanges) += 1;
-                        assert_int_equal(exchanges, n == 1 ? 0 : 6); /* two a layer, whatever the batch */
-                        assert_int_equal(runs, exchanges + 1);
+                        /* two sums a layer, whatever the batch */
+                        assert_int_equal(exchanges, n == 1 ? 0 : 6 * lanes * (in_two + 1));
+                        assert_int_equal(runs, exchanges + (n == 1 ? 1 : lanes));
+                        assert_int_equal(mp->plan.lane_tokens, n == 1 ? 16 : 16 / lanes);
+                        assert_int_equal(dl_plan_lane_tokens(&mp->plan, 0, 11), n == 1 || lanes == 1 ? 11 : 8);
+                        assert_int_equal(dl_plan_lane_tokens(&mp->plan, 1, 11), n == 1 || lanes == 1 ? 0 : 3);
                         dl_plan_destroy(&mp);
                         assert_null(mp);
                     }
+    plan_opts.lanes = 0;
+    plan_opts.collective = DL_SUM_ONE_SHOT;
+}
+
+/* In two stages, each node adds up and gives away a chunk of its own, and all of them together are the row. */
+static void chunks_are_a_row(void **state)
+{
+    (void)state;
+    plan_opts.collective = DL_SUM_IN_TWO;
+    for (uint32_t n = 2; n <= 8; n++) {
+        uint32_t given = 0;
+        for (uint32_t node = 0; node < n; node++) {
+            struct dl_model_plan *mp = build(false, false, DL_Q40, node, n, NULL);
+            const struct dl_plan *p = &mp->plan;
+            uint32_t taken = 0;
+            for (uint32_t i = 0; i < p->n_ops; i++) {
+                const struct dl_op *op = &p->ops[i];
+                if (!strcmp(op->name, "blk.1.attn_merge")) {
+                    assert_int_equal(op->dst.offset, taken * sizeof(float));
+                    taken += op->dst.cols;
+                } else if (!strcmp(op->name, "blk.1.attn_reduce")) {
+                    given += op->dst.cols;
+                    assert_int_equal(op->u.merge.n_slices, n);
+                }
+            }
+            assert_int_equal(taken, 256);
+            dl_plan_destroy(&mp);
+        }
+        assert_int_equal(given, 256);
+    }
+    /* more nodes than blocks: at once */
+    struct dl_model_plan *mp = build(false, false, DL_Q40, 0, 9, NULL);
+    for (uint32_t i = 0; i < mp->plan.n_steps; i++)
+        assert_true(mp->plan.steps[i].kind == DL_STEP_RUN || mp->plan.steps[i].coll == DL_COLL_ALL_GATHER);
+    dl_plan_destroy(&mp);
+    plan_opts.collective = DL_SUM_ONE_SHOT;
 }
 
 static struct dl_op *find_op(struct dl_plan *p, enum dl_opcode code)
@@ -246,6 +292,22 @@ static void breaks(int how, struct dl_plan *p)
     case 26:
         find_op(p, DL_OP_GLU)->u.glu.act = (enum dl_act_fn)9;
         break;
+    case 27:
+        p->lane_tokens--;
+        break; /* too few for a batch */
+    case 28:
+        p->n_lanes = 3;
+        break;
+    case 29:
+        find_step(p, DL_STEP_RUN, 0)->lane = 2;
+        break;
+    case 30: /* the second RUN of lane 0 comes after both of the first segment; the exchange of lane 1 may not be there */
+        assert_int_equal(find_step(p, DL_STEP_RUN, 2)->lane, 0);
+        find_step(p, DL_STEP_RUN, 2)->wait = 2;
+        break;
+    case 31:
+        find_step(p, DL_STEP_EXCHANGE, 0)->coll = DL_COLL_ALL_TO_ALL;
+        break; /* twice the slices */
     default:
         fail();
     }
@@ -255,7 +317,8 @@ static void broken_plans_are_refused(void **state)
 {
     (void)state;
     struct test_log log = {0};
-    for (int how = 0; how < 27; how++) {
+    for (int how = 0; how < 32; how++) {
+        plan_opts.lanes = how < 27 ? 1 : 2;
         struct dl_model_plan *mp = build(false, true, DL_Q40, 0, 2, NULL);
         assert_int_equal(dl_plan_check(&mp->plan), 0);
         breaks(how, &mp->plan);
@@ -292,9 +355,9 @@ static void conflicts(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(slices_cover_once), cmocka_unit_test(shares_are_kept),
-        cmocka_unit_test(every_plan_passes), cmocka_unit_test(broken_plans_are_refused),
-        cmocka_unit_test(conflicts),
+        cmocka_unit_test(slices_cover_once),        cmocka_unit_test(shares_are_kept),
+        cmocka_unit_test(every_plan_passes),        cmocka_unit_test(chunks_are_a_row),
+        cmocka_unit_test(broken_plans_are_refused), cmocka_unit_test(conflicts),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -20,6 +20,12 @@
 #define LEASE_NS \
     ((uint64_t)2000000) /* the loop's thread stays away so long after a drive; it costs at most as many wake-ups */
 
+#define PATIENCE_NS ((uint64_t)20000000)
+#define ALONE_NS ((uint64_t)50000)
+#define YIELDED_NS ((uint64_t)5000) /* a yield that took longer than this had somebody to yield to */
+#define NAP_PART 16
+#define NAP_LEAST_NS ((uint64_t)20000)
+
 struct tp_loop {
     uv_loop_t uv;
     uv_async_t async;
@@ -148,15 +154,62 @@ static void alarm_rings(uv_timer_t *timer)
     (void)timer; /* it ends the sleep, that is all */
 }
 
+/* Ends the lease of a drive that nothing of the kind follows. */
+static void end_lease(struct tp_loop *l)
+{
+    pthread_mutex_lock(&l->gate);
+    bool was = l->lease_until;
+    l->lease_until = 0;
+    if (was && !l->n_waiting)
+        pthread_cond_signal(&l->open);
+    pthread_mutex_unlock(&l->gate);
+}
+
+/* How a thread waits for what should come at once. Blocking costs most where cores are busy: the system wakes a sleeper where the news
+ * come from, which on one machine is beside the sender, who goes on computing there, and one core ends up with the work of
+ * all. So at first it stays: as long as it finds others to yield to, or for a moment, it only yields. Then it takes naps, which the
+ * clock of its own core ends, each a small part of what it has waited, and leaves the core to whoever wants it. What takes
+ * still longer is slept for. */
+struct patience {
+    uint64_t began_ns, alone_ns; /* alone: since when nobody took the core that was offered */
+};
+
+static bool stay_awake(struct patience *p)
+{
+    uint64_t now = dl_now_ns(), waited = now - p->began_ns;
+    if (waited > PATIENCE_NS)
+        return false;
+    if (now - p->alone_ns > ALONE_NS) {
+        dl_sleep_ns(DL_MAX(waited / NAP_PART, NAP_LEAST_NS));
+    } else {
+        dl_yield();
+        uint64_t back = dl_now_ns();
+        if (back - now > YIELDED_NS)
+            p->alone_ns = back;
+    }
+    return true;
+}
+
 void tp_loop_drive(struct tp_loop *l, bool (*done)(void *ud), void *ud, uint64_t deadline)
 {
+    if (!done) {
+        end_lease(l);
+        return;
+    }
     enter(l, LEASE_NS);
     bool armed = false;
+    struct patience patience = {.began_ns = dl_now_ns()};
+    patience.alone_ns = patience.began_ns;
     for (;;) {
         run_posted(l);
         uint64_t now = deadline == UINT64_MAX ? 0 : dl_now_ns();
         if (done(ud) || now >= deadline || others_want_it(l))
             break;
+        tp_loop_turn(l, false);
+        if (done(ud))
+            break;
+        if (stay_awake(&patience))
+            continue;
         if (!armed && deadline != UINT64_MAX) {
             uv_update_time(&l->uv);
             armed = !uv_timer_start(&l->alarm, alarm_rings, (deadline - now + 999999) / 1000000, 0);

@@ -41,7 +41,8 @@ void tp_loop_leave(struct tp_loop *loop);
 /* The holder lets things happen: waits for the next event (block), or only does what is due. */
 void tp_loop_turn(struct tp_loop *loop, bool block);
 
-/* Holds the loop and turns it until done(ud), or until another thread wants it, or `deadline`. */
+/* Holds the loop and turns it until done(ud), or until another thread wants it, or `deadline`; the loop's thread then stays away for some
+ * ms more. Without `done` that time ends now. */
 void tp_loop_drive(struct tp_loop *loop, bool (*done)(void *ud), void *ud, uint64_t deadline);
 
 /* A client's timer, for deadlines: calls fn every `ms`. Holder only. */

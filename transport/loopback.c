@@ -383,7 +383,7 @@ static void lb_drive(dl_transport *transport, bool (*enough)(void *ud), void *ud
     const uint64_t deadline = tp_later(dl_now_ns(), timeout_ns);
     pthread_mutex_lock(&c->lock);
     t->n_waiting++;
-    while (!t->closing && !enough(ud) && dl_now_ns() < deadline)
+    while (enough && !t->closing && !enough(ud) && dl_now_ns() < deadline)
         tp_cond_wait_until(&t->changed, &c->lock, deadline);
     waited(t);
     pthread_mutex_unlock(&c->lock);

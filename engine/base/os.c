@@ -19,8 +19,9 @@
 #include <sys/statvfs.h>
 #include <time.h>
 #include <unistd.h>
-#ifdef __linux__
 #include <sched.h>
+#ifdef __linux__
+#include <sys/prctl.h>
 #endif
 #ifdef __GLIBC__
 #include <malloc.h>
@@ -33,8 +34,16 @@ uint64_t dl_now_ns(void)
     return (uint64_t)t.tv_sec * 1000000000u + (uint64_t)t.tv_nsec;
 }
 
+void dl_yield(void)
+{
+    (void)sched_yield();
+}
+
 void dl_sleep_ns(uint64_t ns)
 {
+#ifdef __linux__
+    (void)prctl(PR_SET_TIMERSLACK, 1000UL); /* of this thread; by default it may oversleep by 50 us */
+#endif
     struct timespec t = {.tv_sec = (time_t)(ns / 1000000000u), .tv_nsec = (long)(ns % 1000000000u)};
     (void)nanosleep(&t, NULL);
 }

@@ -6,82 +6,19 @@
  * slice each ends in an exchange of quantised partial sums, which the next segment merges; alone, the partial is added at once. All families
  * that are supported differ only in optional parts: biases, q/k norms, experts.
  */
-#include "dl/model.h"
+#include "plan_build.h"
 
 #include <math.h>
-#include <stdarg.h>
-#include <stdio.h>
 #include <stdlib.h>
-#include <string.h>
 
-/* Upper bounds per layer, for arrays that are made once. */
+/* Upper bounds per layer and lane, for arrays that are made once. A sum in two stages has more ops, by the number of nodes. */
 #define OPS_PER_LAYER 32u
 #define BUFS_PER_LAYER 24u
+#define STEPS_PER_LAYER 8u
 #define EXTRA 64u
 #define NAME_BYTES 40u
 
-struct builder {
-    const struct dl_model_header *h;
-    const struct dl_tensor_types *types;
-    const struct dl_slice *slice;
-    const struct dl_plan_opts *opts;
-    struct dl_model_plan *out;
-    struct dl_plan *plan;
-    uint32_t cap_ops, cap_bufs, cap_steps;
-    size_t names_len, names_cap;
-    uint32_t seg_first;    /* first op of the segment being built */
-    uint64_t device, host; /* last signals */
-    uint32_t layer;
-    enum dl_type wire;
-    uint32_t q_cols, kv_cols, ffn;
-
-    /* Activation buffers. h, att, hb exist as F32 and as Q80; the one that the weights want is used. */
-    uint32_t x, h32, h80, qkv, att32, att80, part, gate, up, hb32, hb80, route, rlogits, expert_out, wire_buf[2];
-    uint32_t xo, ho32, ho80;
-};
-
-static const char *keep_name(struct builder *b, const char *fmt, ...)
-{
-    char *at = b->out->names + b->names_len;
-    va_list ap;
-    va_start(ap, fmt);
-    int n = vsnprintf(at, b->names_cap - b->names_len, fmt, ap);
-    va_end(ap);
-    b->names_len += DL_MIN((size_t)n, b->names_cap - b->names_len - 1) + 1;
-    return at;
-}
-
-static uint32_t add_buf(struct builder *b, const char *name, enum dl_buf_use use, enum dl_type type, uint64_t rows,
-                        uint32_t cols)
-{
-    uint64_t row = 0, bytes = 0;
-    bool ok = b->plan->n_bufs < b->cap_bufs && rows && rows <= UINT32_MAX && dl_row_bytes(type, cols, &row) &&
-              dl_mul_u64(row, rows, &bytes);
-    if (!ok) /* dl_plan_check finds and names it */
-        bytes = 0;
-    uint32_t i = b->plan->n_bufs < b->cap_bufs ? b->plan->n_bufs++ : b->cap_bufs - 1;
-    b->plan->bufs[i] = (struct dl_buf_desc){name, use, type, (uint32_t)rows, cols, bytes};
-    return i;
-}
-
-static struct dl_view whole(const struct builder *b, uint32_t buf)
-{
-    const struct dl_buf_desc *d = &b->plan->bufs[buf];
-    return (struct dl_view){buf, d->rows, d->cols, d->type, 0, d->rows ? d->bytes / d->rows : 0};
-}
-
-/* Columns of an F32 buffer. */
-static struct dl_view columns(const struct builder *b, uint32_t buf, uint32_t col0, uint32_t cols)
-{
-    struct dl_view v = whole(b, buf);
-    v.offset = (uint64_t)col0 * sizeof(float);
-    v.cols = cols;
-    return v;
-}
-
-static const struct dl_view no_view = {.buf = DL_NO_BUF};
-
-static enum dl_type type_of(const struct builder *b, enum dl_tensor_id id)
+static enum dl_type type_of(const struct eng_builder *b, enum dl_tensor_id id)
 {
     if (id == DL_T_OUTPUT)
         return b->types->output;
@@ -94,10 +31,13 @@ static bool quantised(enum dl_type t)
 }
 
 /* A weight buffer that holds rows x cols of a tensor (of each of its experts). */
-static struct dl_view weight(struct builder *b, enum dl_tensor_id id, uint32_t row0, uint32_t rows, uint32_t col0,
+static struct dl_view weight(struct eng_builder *b, enum dl_tensor_id id, uint32_t row0, uint32_t rows, uint32_t col0,
                              uint32_t cols)
 {
     bool moe = id == DL_T_MOE_GATE || id == DL_T_MOE_UP || id == DL_T_MOE_DOWN;
+    for (uint32_t i = b->out->n_weights; b->lane && i-- > 0;) /* the lanes share it */
+        if (b->out->weights[i].id == id && b->out->weights[i].layer == b->layer)
+            return whole(b, b->out->weights[i].buf);
     const char *name =
         dl_tensor_per_layer(id) ? keep_name(b, "blk.%u.%s", b->layer, dl_tensor_name(id)) : dl_tensor_name(id);
     uint32_t buf = add_buf(b, name, DL_BUF_WEIGHT, type_of(b, id), (uint64_t)rows * (moe ? b->h->n_experts : 1), cols);
@@ -105,19 +45,7 @@ static struct dl_view weight(struct builder *b, enum dl_tensor_id id, uint32_t r
     return whole(b, buf);
 }
 
-static struct dl_op *add_op(struct builder *b, enum dl_opcode code, const char *what, struct dl_view dst,
-                            struct dl_view src0)
-{
-    if (b->plan->n_ops == b->cap_ops)
-        b->plan->n_ops--; /* cannot happen while OPS_PER_LAYER holds; dl_plan_check would refuse the result */
-    struct dl_op *op = &b->plan->ops[b->plan->n_ops++];
-    *op =
-        (struct dl_op){.code = code, .count = DL_COUNT_TOKENS, .mult = 1, .dst = dst, .src = {src0, no_view, no_view}};
-    op->name = b->layer < b->h->n_layers ? keep_name(b, "blk.%u.%s", b->layer, what) : what;
-    return op;
-}
-
-static void norm(struct builder *b, const char *what, struct dl_view dst, struct dl_view src, struct dl_view w)
+static void norm(struct eng_builder *b, const char *what, struct dl_view dst, struct dl_view src, struct dl_view w)
 {
     struct dl_op *op = add_op(b, DL_OP_RMS_NORM, what, dst, src);
     op->src[1] = w;
@@ -125,7 +53,7 @@ static void norm(struct builder *b, const char *what, struct dl_view dst, struct
     op->u.norm.group = w.cols;
 }
 
-static void matmul(struct builder *b, const char *what, struct dl_view dst, uint32_t a32, uint32_t a80,
+static void matmul(struct eng_builder *b, const char *what, struct dl_view dst, uint32_t a32, uint32_t a80,
                    struct dl_view w, struct dl_view bias)
 {
     struct dl_op *op = add_op(b, DL_OP_MATMUL, what, dst, whole(b, quantised(w.type) ? a80 : a32));
@@ -134,7 +62,7 @@ static void matmul(struct builder *b, const char *what, struct dl_view dst, uint
 }
 
 /* Norm of `src` into the types that weights of these ids want: 1 = f32, 2 = q80. */
-static unsigned wants(const struct builder *b, const enum dl_tensor_id *ids, size_t n)
+static unsigned wants(const struct eng_builder *b, const enum dl_tensor_id *ids, size_t n)
 {
     unsigned m = 0;
     for (size_t i = 0; i < n; i++)
@@ -142,48 +70,7 @@ static unsigned wants(const struct builder *b, const enum dl_tensor_id *ids, siz
     return m;
 }
 
-static void end_run(struct builder *b)
-{
-    struct dl_step *s = &b->plan->steps[b->plan->n_steps++];
-    *s = (struct dl_step){.kind = DL_STEP_RUN, .wait = b->host, .signal = ++b->device};
-    s->first_op = b->seg_first;
-    s->n_ops = b->plan->n_ops - b->seg_first;
-    b->seg_first = b->plan->n_ops;
-}
-
-/* This node's partial sum joins the residual: directly when alone, else through exchange `which` (0 attention, 1 FFN). `any`: this
- * node has a share; a node without one leaves its wire slice zero. */
-static void give(struct builder *b, unsigned which, bool any)
-{
-    struct dl_plan *p = b->plan;
-    if (p->n_slices == 1) {
-        add_op(b, DL_OP_ADD, which ? "ffn_residual" : "attn_residual", whole(b, b->x), whole(b, b->x))->src[1] =
-            whole(b, b->part);
-        return;
-    }
-    struct dl_view slice = whole(b, b->wire_buf[which]);
-    slice.rows = b->opts->max_tokens;
-    uint64_t stride = slice.row_bytes * slice.rows;
-    if (any) {
-        struct dl_view mine = slice;
-        mine.offset = stride * p->slice;
-        add_op(b, DL_OP_CONVERT, which ? "ffn_wire" : "attn_wire", mine, whole(b, b->part));
-    }
-    end_run(b);
-    struct dl_step *s = &p->steps[p->n_steps++];
-    *s = (struct dl_step){.kind = DL_STEP_EXCHANGE, .wait = b->device, .signal = ++b->host};
-    s->coll = DL_COLL_ALL_GATHER;
-    s->view = slice;
-    s->slice_bytes = stride;
-    s->count = DL_COUNT_TOKENS;
-    /* The first op of the next segment takes it in. */
-    struct dl_op *op = add_op(b, DL_OP_MERGE, which ? "ffn_merge" : "attn_merge", whole(b, b->x), whole(b, b->x));
-    op->src[1] = slice;
-    op->u.merge.n_slices = p->n_slices;
-    op->u.merge.slice_bytes = stride;
-}
-
-static void attention(struct builder *b)
+static void attention(struct eng_builder *b)
 {
     const struct dl_model_header *h = b->h;
     const struct dl_slice *s = b->slice;
@@ -192,39 +79,43 @@ static void attention(struct builder *b)
     const uint32_t col[] = {0, q, q + kv}, cols[] = {q, kv, kv}, row[] = {s->head0 * hd, s->kv0 * hd, s->kv0 * hd};
     static const char *const what[] = {"attn_q", "attn_k", "attn_v"};
 
+    eng_plan_take(b);
     if (!s->n_heads) {
-        give(b, 0, false);
+        eng_plan_give(b, ENG_SUM_ATTN, false);
         return;
     }
+    const struct dl_view x = lane_rows(b, b->x), qkv = whole(b, b->qkv);
     struct dl_view norm_w = weight(b, DL_T_ATTN_NORM, 0, 1, 0, h->dim);
     unsigned want = wants(b, ids, 3);
     if (want & 1)
-        norm(b, "attn_norm", whole(b, b->h32), whole(b, b->x), norm_w);
+        norm(b, "attn_norm", whole(b, b->h32), x, norm_w);
     if (want & 2)
-        norm(b, "attn_norm_q80", whole(b, b->h80), whole(b, b->x), norm_w);
+        norm(b, "attn_norm_q80", whole(b, b->h80), x, norm_w);
     for (uint32_t i = 0; i < 3; i++) {
         struct dl_view w = weight(b, ids[i], row[i], cols[i], 0, h->dim), bias = no_view;
         if (h->qkv_bias)
             bias = weight(b, (enum dl_tensor_id)(DL_T_ATTN_Q_BIAS + (int)i), 0, 1, row[i], cols[i]);
-        matmul(b, what[i], columns(b, b->qkv, col[i], cols[i]), b->h32, b->h80, w, bias);
+        matmul(b, what[i], columns(qkv, col[i], cols[i]), b->h32, b->h80, w, bias);
     }
-    struct dl_view qv = columns(b, b->qkv, 0, q), kvw = columns(b, b->qkv, q, kv), vv = columns(b, b->qkv, q + kv, kv);
+    struct dl_view qv = columns(qkv, 0, q), kvw = columns(qkv, q, kv), vv = columns(qkv, q + kv, kv);
     if (h->qk_norm) {
         norm(b, "attn_q_norm", qv, qv, weight(b, DL_T_ATTN_Q_NORM, 0, 1, 0, hd));
         norm(b, "attn_k_norm", kvw, kvw, weight(b, DL_T_ATTN_K_NORM, 0, 1, 0, hd));
     }
-    struct dl_view turned = columns(b, b->qkv, 0, q + kv); /* q and k side by side: one rope */
+    struct dl_view turned = columns(qkv, 0, q + kv); /* q and k side by side: one rope */
     struct dl_op *op = add_op(b, DL_OP_ROPE, "rope", turned, turned);
-    op->src[1] = whole(b, b->out->rope_buf);
+    op->src[1] = lane_rows(b, b->out->rope_buf);
     op->u.rope.head_dim = hd;
     op->u.rope.n_rot = h->n_rot;
     op->u.rope.layout = h->rope_layout;
 
     struct dl_view cache[2];
     for (int i = 0; i < 2; i++) {
-        const char *name = keep_name(b, "blk.%u.cache_%c", b->layer, i ? 'v' : 'k');
         uint64_t rows = (uint64_t)rows_kv * s->n_kv_heads;
-        cache[i] = whole(b, add_buf(b, name, DL_BUF_KV, b->opts->kv_type, rows, hd));
+        if (!b->lane)
+            b->kv[i] = add_buf(b, keep_name(b, "blk.%u.cache_%c", b->layer, i ? 'v' : 'k'), DL_BUF_KV, b->opts->kv_type,
+                               rows, hd);
+        cache[i] = whole(b, b->kv[i]);
         op = add_op(b, DL_OP_KV_STORE, i ? "v_store" : "k_store", cache[i], i ? vv : kvw);
         op->u.kv.n_kv_heads = s->n_kv_heads;
         op->u.kv.head_dim = hd;
@@ -243,10 +134,10 @@ static void attention(struct builder *b)
     if (quantised(wo.type))
         add_op(b, DL_OP_CONVERT, "attention_q80", whole(b, b->att80), whole(b, b->att32));
     matmul(b, "attn_output", whole(b, b->part), b->att32, b->att80, wo, no_view);
-    give(b, 0, true);
+    eng_plan_give(b, ENG_SUM_ATTN, true);
 }
 
-static void glu(struct builder *b, uint32_t dst, uint32_t mult)
+static void glu(struct eng_builder *b, uint32_t dst, uint32_t mult)
 {
     struct dl_op *op = add_op(b, DL_OP_GLU, "ffn_glu", whole(b, dst), whole(b, b->gate));
     op->src[1] = whole(b, b->up);
@@ -254,21 +145,22 @@ static void glu(struct builder *b, uint32_t dst, uint32_t mult)
     op->u.glu.act = b->h->act;
 }
 
-static void ffn_norm(struct builder *b, unsigned want)
+static void ffn_norm(struct eng_builder *b, unsigned want)
 {
     struct dl_view w = weight(b, DL_T_FFN_NORM, 0, 1, 0, b->h->dim);
     if (want & 1)
-        norm(b, "ffn_norm", whole(b, b->h32), whole(b, b->x), w);
+        norm(b, "ffn_norm", whole(b, b->h32), lane_rows(b, b->x), w);
     if (want & 2)
-        norm(b, "ffn_norm_q80", whole(b, b->h80), whole(b, b->x), w);
+        norm(b, "ffn_norm_q80", whole(b, b->h80), lane_rows(b, b->x), w);
 }
 
-static void ffn_dense(struct builder *b)
+static void ffn_dense(struct eng_builder *b)
 {
     const struct dl_slice *s = b->slice;
     const enum dl_tensor_id ids[] = {DL_T_FFN_GATE, DL_T_FFN_UP};
+    eng_plan_take(b);
     if (!s->n_ffn) {
-        give(b, 1, false);
+        eng_plan_give(b, ENG_SUM_FFN, false);
         return;
     }
     ffn_norm(b, wants(b, ids, 2));
@@ -279,11 +171,11 @@ static void ffn_dense(struct builder *b)
     matmul(b, "ffn_up", whole(b, b->up), b->h32, b->h80, up, no_view);
     glu(b, quantised(down.type) ? b->hb80 : b->hb32, 1);
     matmul(b, "ffn_down", whole(b, b->part), b->hb32, b->hb80, down, no_view);
-    give(b, 1, true);
+    eng_plan_give(b, ENG_SUM_FFN, true);
 }
 
-static void moe_matmul(struct builder *b, const char *what, uint32_t dst, uint32_t a32, uint32_t a80, struct dl_view w,
-                       bool shared)
+static void moe_matmul(struct eng_builder *b, const char *what, uint32_t dst, uint32_t a32, uint32_t a80,
+                       struct dl_view w, bool shared)
 {
     struct dl_op *op = add_op(b, DL_OP_MOE_MATMUL, what, whole(b, dst), whole(b, quantised(w.type) ? a80 : a32));
     op->src[1] = w;
@@ -295,13 +187,14 @@ static void moe_matmul(struct builder *b, const char *what, uint32_t dst, uint32
 }
 
 /* Experts: every node routes alike and holds its columns of every expert. */
-static void ffn_moe(struct builder *b)
+static void ffn_moe(struct eng_builder *b)
 {
     const struct dl_model_header *h = b->h;
     const struct dl_slice *s = b->slice;
     const enum dl_tensor_id ids[] = {DL_T_MOE_ROUTER, DL_T_MOE_GATE, DL_T_MOE_UP};
+    eng_plan_take(b);
     if (!s->n_ffn) {
-        give(b, 1, false);
+        eng_plan_give(b, ENG_SUM_FFN, false);
         return;
     }
     ffn_norm(b, wants(b, ids, 3));
@@ -322,14 +215,22 @@ static void ffn_moe(struct builder *b)
     op->src[1] = whole(b, b->route);
     op->u.moe.n_experts = h->n_experts;
     op->u.moe.k = h->n_experts_used;
-    give(b, 1, true);
+    eng_plan_give(b, ENG_SUM_FFN, true);
 }
 
-/* Greedy or not, only rows whose logits are wanted go through the output matrix. */
-static void output(struct builder *b)
+/* Greedy or not, only rows whose logits are wanted go through the output matrix. Tokens of all lanes are in one buffer, so it is done once, in
+ * lane 0, which every batch has. */
+static void output(struct eng_builder *b)
 {
     const struct dl_slice *s = b->slice;
-    struct dl_op *op = add_op(b, DL_OP_GATHER_ROWS, "output_rows", whole(b, b->xo), whole(b, b->x));
+    for (b->lane = b->plan->n_lanes - 1; b->lane; b->lane--) {
+        eng_plan_take(b);
+        end_run(b);
+    }
+    eng_plan_take(b);
+    struct dl_view x = whole(b, b->x);
+    x.rows = b->plan->max_tokens;
+    struct dl_op *op = add_op(b, DL_OP_GATHER_ROWS, "output_rows", whole(b, b->xo), x);
     op->count = DL_COUNT_OUT;
     if (!s->n_vocab)
         return;
@@ -344,23 +245,23 @@ static void output(struct builder *b)
 }
 
 /* Both forms of an activation; Q80 only where a row is whole blocks (quantised weights imply that). */
-static void pair(struct builder *b, const char *n32, const char *n80, uint64_t rows, uint32_t cols, uint32_t *b32,
+static void pair(struct eng_builder *b, const char *n32, const char *n80, uint64_t rows, uint32_t cols, uint32_t *b32,
                  uint32_t *b80)
 {
     *b32 = add_buf(b, n32, DL_BUF_ACT, DL_F32, rows, cols);
     *b80 = cols % DL_BLOCK ? DL_NO_BUF : add_buf(b, n80, DL_BUF_ACT, DL_Q80, rows, cols);
 }
 
-static void add_activations(struct builder *b)
+static void add_activations(struct eng_builder *b)
 {
     const struct dl_model_header *h = b->h;
     const struct dl_slice *s = b->slice;
-    const uint32_t n = b->opts->max_tokens, n_out = b->opts->max_out;
-    const uint64_t slots = (uint64_t)n * (h->n_experts ? h->n_experts_used : 1);
+    const uint32_t n = b->plan->lane_tokens, n_out = b->opts->max_out;
+    const uint64_t slots = (uint64_t)n * (h->n_experts ? h->n_experts_used : 1), all = (uint64_t)n * b->plan->n_lanes;
 
-    b->out->embed_buf = add_buf(b, "embed", DL_BUF_INPUT, DL_F32, n, h->dim);
-    b->out->rope_buf = add_buf(b, "rope", DL_BUF_INPUT, DL_F32, n, h->n_rot);
-    b->x = add_buf(b, "x", DL_BUF_ACT, DL_F32, n, h->dim);
+    b->out->embed_buf = add_buf(b, "embed", DL_BUF_INPUT, DL_F32, all, h->dim);
+    b->out->rope_buf = add_buf(b, "rope", DL_BUF_INPUT, DL_F32, all, h->n_rot);
+    b->x = add_buf(b, "x", DL_BUF_ACT, DL_F32, all, h->dim);
     b->part = add_buf(b, "partial", DL_BUF_ACT, DL_F32, n, h->dim);
     pair(b, "h", "h_q80", n, h->dim, &b->h32, &b->h80);
     if (s->n_heads) {
@@ -383,14 +284,12 @@ static void add_activations(struct builder *b)
         pair(b, "out_h", "out_h_q80", n_out, h->dim, &b->ho32, &b->ho80);
         b->out->logits_buf = add_buf(b, "logits", DL_BUF_OUTPUT, DL_F32, n_out, s->n_vocab);
     }
-    for (int i = 0; i < 2 && b->plan->n_slices > 1; i++)
-        b->wire_buf[i] =
-            add_buf(b, i ? "wire_ffn" : "wire_attn", DL_BUF_WIRE, b->wire, (uint64_t)n * b->plan->n_slices, h->dim);
+    eng_plan_wire(b);
 }
 
 /* Quantised weights are multiplied with rows of whole blocks: only then is there an activation buffer for them (see pair). A file that
  * is open has passed this for whole tensors; types and slices that came over the wire have not. */
-static int check_blocks(const struct builder *b)
+static int check_blocks(const struct eng_builder *b)
 {
     const struct dl_model_header *h = b->h;
     bool ok = !quantised(b->types->output) || h->dim % DL_BLOCK == 0;
@@ -404,6 +303,27 @@ static int check_blocks(const struct builder *b)
     return ok ? DL_OK : dl_fail(DL_EFORMAT, "plan: quantised weights whose rows are no whole blocks of %d", DL_BLOCK);
 }
 
+static void layers(struct eng_builder *b)
+{
+    const uint32_t n_lanes = b->plan->n_lanes;
+    for (b->layer = 0; b->layer < b->h->n_layers; b->layer++) {
+        for (b->lane = 0; b->lane < n_lanes; b->lane++) {
+            if (!b->layer)
+                add_op(b, DL_OP_CONVERT, "embed", lane_rows(b, b->x), lane_rows(b, b->out->embed_buf));
+            attention(b);
+        }
+        eng_plan_reduce(b, ENG_SUM_ATTN);
+        for (b->lane = 0; b->lane < n_lanes; b->lane++) {
+            if (b->h->n_experts)
+                ffn_moe(b);
+            else
+                ffn_dense(b);
+        }
+        eng_plan_reduce(b, ENG_SUM_FFN);
+    }
+    b->lane = 0;
+}
+
 int dl_plan_build(const struct dl_model_header *h, const struct dl_tensor_types *types, const struct dl_slice *slices,
                   uint32_t node, uint32_t n_nodes, const struct dl_plan_opts *opts, struct dl_model_plan **out)
 {
@@ -415,16 +335,20 @@ int dl_plan_build(const struct dl_model_header *h, const struct dl_tensor_types 
                        "plan: a q80 KV cache needs heads of whole blocks of %d values, this model has %u; use "
                        "--kv f16",
                        DL_BLOCK, h->head_dim);
-    struct builder b = {.h = h, .types = types, .slice = &slices[node], .opts = opts};
+    if (opts->collective > DL_SUM_IN_TWO || opts->lanes > DL_PLAN_LANES)
+        return dl_fail(DL_EINVAL, "plan: %u lanes and kind %d of sums cannot be", opts->lanes, (int)opts->collective);
+    struct eng_builder b = {.h = h, .types = types, .slice = &slices[node], .opts = opts};
     b.wire = opts->wire == DL_Q80 && h->dim % DL_BLOCK ? DL_F32 : opts->wire;
     b.q_cols = b.slice->n_heads * h->head_dim;
     b.kv_cols = b.slice->n_kv_heads * h->head_dim;
     int err = check_blocks(&b);
     if (err)
         return err;
-    b.cap_ops = h->n_layers * OPS_PER_LAYER + EXTRA;
+    b.in_two = opts->collective == DL_SUM_IN_TWO && eng_plan_in_two(h, n_nodes);
+    const uint32_t lanes = n_nodes > 1 && opts->lanes > 1 && opts->max_tokens > 1 ? opts->lanes : 1;
+    b.cap_ops = (h->n_layers * (OPS_PER_LAYER + (b.in_two ? 4 * n_nodes : 0)) + EXTRA) * lanes;
     b.cap_bufs = h->n_layers * BUFS_PER_LAYER + EXTRA;
-    b.cap_steps = h->n_layers * 4 + EXTRA;
+    b.cap_steps = (h->n_layers * STEPS_PER_LAYER + EXTRA) * lanes;
     b.names_cap = (size_t)(b.cap_ops + b.cap_bufs) * NAME_BYTES;
 
     struct dl_model_plan *m = b.out = dl_calloc(1, sizeof *m);
@@ -433,6 +357,8 @@ int dl_plan_build(const struct dl_model_header *h, const struct dl_tensor_types 
     b.plan = &m->plan;
     m->plan.max_tokens = opts->max_tokens;
     m->plan.max_out = opts->max_out;
+    m->plan.n_lanes = lanes;
+    m->plan.lane_tokens = (uint32_t)dl_div_up(opts->max_tokens, lanes);
     m->plan.n_slices = n_nodes;
     m->plan.slice = node;
     m->plan.ops = dl_calloc(b.cap_ops, sizeof *m->plan.ops);
@@ -443,15 +369,7 @@ int dl_plan_build(const struct dl_model_header *h, const struct dl_tensor_types 
     err = DL_ENOMEM;
     if (m->plan.ops && m->plan.bufs && m->plan.steps && m->weights && m->names) {
         add_activations(&b);
-        b.layer = h->n_layers;
-        add_op(&b, DL_OP_CONVERT, "embed", whole(&b, b.x), whole(&b, m->embed_buf));
-        for (b.layer = 0; b.layer < h->n_layers; b.layer++) {
-            attention(&b);
-            if (h->n_experts)
-                ffn_moe(&b);
-            else
-                ffn_dense(&b);
-        }
+        layers(&b);
         output(&b);
         end_run(&b);
         err = dl_plan_check(&m->plan);

@@ -41,8 +41,8 @@ uint64_t dl_op_read_bytes(const struct dl_plan *p, const struct dl_op *op, const
 uint64_t dl_plan_read_bytes(const struct dl_plan *p, const struct dl_batch_load *b)
 {
     uint64_t bytes = 0;
-    for (uint32_t s = 0; s < p->n_steps; s++)
-        for (uint32_t i = 0; p->steps[s].kind == DL_STEP_RUN && i < p->steps[s].n_ops; i++)
+    for (uint32_t s = 0; s < p->n_steps; s++) /* a second lane would read the same */
+        for (uint32_t i = 0; p->steps[s].kind == DL_STEP_RUN && !p->steps[s].lane && i < p->steps[s].n_ops; i++)
             bytes += dl_op_read_bytes(p, &p->ops[p->steps[s].first_op + i], b);
     return bytes;
 }

@@ -126,6 +126,8 @@ static int make_plans(dl_engine *e)
     int err = make_slices(e);
     if (!err && !e->kv.refs)
         err = make_shape(e);
+    if (!err)
+        eng_sums_choose(e);
     for (uint32_t d = 0; !err && d < e->n_nodes; d++)
         err =
             dl_plan_build(e->h, &e->types, e->slices, e->first_slice + d, e->n_slices, &e->plan_opts, &e->nodes[d].mp);

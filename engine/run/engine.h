@@ -19,7 +19,7 @@ struct eng_cluster;
 struct eng_rate;
 struct eng_heal;
 
-/* One exchange in flight. Written by the transport's thread before it sets `done` and then raises the host counter; read by the
+/* One step; of a RUN, only finished_ns. An exchange in flight: written by the transport's thread before it sets `done` and then raises the host counter; read by the
  * engine thread once it has seen `done` (acquire), or after the device counter has passed a RUN that waits for the exchange. */
 struct eng_xfer {
     struct eng_node *node;
@@ -33,13 +33,17 @@ struct eng_node {
     dl_device *dev;
     dl_transport *transport; /* NULL when alone, and after it was given up */
     struct dl_model_plan *mp;
-    dl_buf **bufs; /* one per plan buffer */
-    dl_buf *batch;
+    dl_buf **bufs;                   /* one per plan buffer */
+    dl_buf *batch[DL_PLAN_LANES];    /* NULL: the plan has no such lane */
     dl_prog **progs;                 /* one per step, NULL for exchanges */
     struct eng_xfer *xfers;          /* one per step */
     struct eng_xfer *last_xfer;      /* the latest that was started in this batch */
     uint64_t device_base, host_base; /* counters before the next batch */
-    uint32_t next_submit;            /* first step not yet submitted in this batch */
+    /* This batch: how many tokens each lane has, the first step that is not submitted, the last RUN that was come to; whether the thread
+     * that waits does the transport's work. */
+    uint32_t lane_tokens[DL_PLAN_LANES], next_submit, last_run;
+    bool drives;
+    uint64_t began_ns;
 };
 
 /* The devices of this process. In a cluster that is one: the root's (slice 0) or a worker's; a worker has no model and no sessions,
@@ -138,6 +142,9 @@ int eng_weights_size(const dl_engine *e, const struct eng_node *n, uint64_t *byt
 bool eng_weights_copied(const dl_device *dev, enum dl_type type);
 /* Fills a weight buffer with a slice, in pieces of about a MiB. */
 int eng_weights_write(dl_device *dev, dl_buf *buf, const struct eng_source *s, eng_source_tick *tick, void *ud);
+
+/* sums.c: how the nodes exchange, into e->plan_opts. The nodes and the batch's shape are known. */
+void eng_sums_choose(dl_engine *e);
 
 /* exec.c: runs the plan on all nodes for the batch that their INPUT buffers hold. After a failure something may still be in flight:
  * who can end that (by closing the transport) does so, then everyone calls eng_exec_abort, which waits for the devices. A

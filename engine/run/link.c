@@ -88,6 +88,7 @@ static void put_plan(struct eng_out *o, const struct dl_model_plan *mp)
     for (uint32_t i = 0; i < p->n_steps; i++) {
         const struct dl_step *s = &p->steps[i];
         eng_put_u8(o, (uint8_t)s->kind);
+        eng_put_u32(o, s->lane);
         eng_put_u64(o, s->wait);
         eng_put_u64(o, s->signal);
         eng_put_u32(o, s->n_ops);

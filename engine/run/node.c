@@ -19,7 +19,9 @@ int eng_node_buffers(const dl_engine *e, struct eng_node *n)
         return DL_ENOMEM;
     uint32_t words = (uint32_t)(dl_batch_bytes(&e->shape) / sizeof(uint32_t));
     struct dl_buf_desc batch = {"batch", DL_BUF_INPUT, DL_F32, 1, words, (uint64_t)words * sizeof(uint32_t)};
-    int err = dl_buf_create(n->dev, &batch, &n->batch);
+    int err = DL_OK;
+    for (uint32_t l = 0; !err && l < p->n_lanes; l++)
+        err = dl_buf_create(n->dev, &batch, &n->batch[l]);
     for (uint32_t i = 0; !err && i < p->n_bufs; i++)
         if (p->bufs[i].use != DL_BUF_WEIGHT)
             err = dl_buf_create(n->dev, &p->bufs[i], &n->bufs[i]);
@@ -49,7 +51,8 @@ void eng_node_finish(struct eng_node *n)
         for (uint32_t i = 0; n->bufs && i < n->mp->plan.n_bufs; i++)
             dl_buf_destroy(n->dev, &n->bufs[i]);
     }
-    dl_buf_destroy(n->dev, &n->batch);
+    for (uint32_t l = 0; l < DL_PLAN_LANES; l++)
+        dl_buf_destroy(n->dev, &n->batch[l]);
     free(n->progs);
     free(n->xfers);
     free((void *)n->bufs);
@@ -103,30 +106,48 @@ int eng_batch_buffers(dl_engine *e)
     return err;
 }
 
-void eng_batch_fill(const dl_engine *e, struct eng_node *n)
+/* Where a lane's part of the batch is written. */
+struct lane_at {
+    struct dl_batch_row *rows;
+    uint32_t *out_rows, *tables;
+};
+
+static struct lane_at begin_lane(const dl_engine *e, struct eng_node *n, uint32_t lane)
 {
     const struct eng_batch *b = &e->batch;
-    uint8_t *batch = dl_buf_map(n->dev, n->batch);
-    float *angles = dl_buf_map(n->dev, n->bufs[n->mp->rope_buf]);
+    uint8_t *batch = dl_buf_map(n->dev, n->batch[lane]);
+    struct lane_at at = {.rows = (void *)(batch + dl_batch_rows_at()),
+                         .out_rows = (void *)(batch + dl_batch_out_at(&e->shape)),
+                         .tables = (void *)(batch + dl_batch_tables_at(&e->shape))};
     struct dl_batch_head *head = (void *)batch;
-    struct dl_batch_row *rows = (void *)(batch + dl_batch_rows_at());
-    uint32_t *out_rows = (void *)(batch + dl_batch_out_at(&e->shape));
-    uint32_t *tables = (void *)(batch + dl_batch_tables_at(&e->shape));
-    *head = (struct dl_batch_head){.n_tokens = b->n_tokens,
-                                   .n_out = b->n_out,
+    *head = (struct dl_batch_head){.n_tokens = dl_plan_lane_tokens(&n->mp->plan, lane, b->n_tokens),
+                                   .n_out = lane ? 0 : b->n_out,
                                    .max_tokens = e->shape.max_tokens,
                                    .max_out = e->shape.max_out,
                                    .max_tables = e->shape.max_tables,
                                    .table_cols = e->shape.table_cols};
+    for (uint32_t i = 0; head->n_tokens && i < b->n_seqs; i++)
+        memcpy(at.tables + (size_t)i * e->shape.table_cols, b->seqs[i].blocks, b->seqs[i].n_blocks * sizeof *at.tables);
+    return at;
+}
+
+/* Rows of a lane count from its first one; those whose logits are wanted, from the batch's, and they are all with lane 0. */
+void eng_batch_fill(const dl_engine *e, struct eng_node *n)
+{
+    const struct eng_batch *b = &e->batch;
+    const uint32_t per_lane = n->mp->plan.lane_tokens;
+    float *angles = dl_buf_map(n->dev, n->bufs[n->mp->rope_buf]);
+    struct lane_at lanes[DL_PLAN_LANES];
+    for (uint32_t l = 0; l < n->mp->plan.n_lanes; l++)
+        lanes[l] = begin_lane(e, n, l);
     uint32_t t = 0, o = 0;
     for (uint32_t i = 0; i < b->n_seqs; i++) {
         const struct eng_seq *s = &b->seqs[i];
-        memcpy(tables + (size_t)i * e->shape.table_cols, s->blocks, s->n_blocks * sizeof *tables);
         for (uint32_t j = 0; j < s->n; j++, t++) {
-            rows[t] = (struct dl_batch_row){.pos = s->pos0 + j, .table = i};
-            dl_rope_angles(e->h, e->rope_factors, rows[t].pos, angles + (size_t)t * e->h->n_rot);
+            lanes[t / per_lane].rows[t % per_lane] = (struct dl_batch_row){.pos = s->pos0 + j, .table = i};
+            dl_rope_angles(e->h, e->rope_factors, s->pos0 + j, angles + (size_t)t * e->h->n_rot);
             if (s->want == DL_WANT_ALL || (s->want != DL_WANT_NONE && j == s->n - 1))
-                out_rows[o++] = t;
+                lanes[0].out_rows[o++] = t;
         }
     }
 }

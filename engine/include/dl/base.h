@@ -130,7 +130,8 @@ void dl_tokens_finish(struct dl_tokens *t);
 
 /* Nanoseconds on a clock that never goes back. Any thread. */
 uint64_t dl_now_ns(void);
-void dl_sleep_ns(uint64_t ns); /* at least, unless a signal comes */
+void dl_sleep_ns(uint64_t ns); /* at least, unless a signal comes; not much more, where the system can */
+void dl_yield(void); /* lets whoever waits for this core run first */
 
 /* A whole file, mapped read-only and private. size > 0. */
 struct dl_map {

@@ -59,6 +59,9 @@ struct dl_device {
     uint32_t threads;       /* of the CPU pool; 0 for a GPU */
     uint32_t max_tokens;    /* largest useful batch */
     uint32_t copies;        /* bit t: imported weights of type t are copied, and the caller's bytes are free at once */
+    /* Set by who uses the device, while nothing is submitted: from the next submit on nothing has to happen before dl_device_wait,
+     * whose thread may do the computing instead of waiting for another one. Not every device can. */
+    bool computes_in_wait;
     uint64_t
         device_at; /* kept by the front: highest signal submitted so far, and highest host value waited for. Whoever */
     uint64_t host_at; /* uses an idle device next counts on from there */
@@ -100,7 +103,7 @@ int dl_prog_create(dl_device *dev, const struct dl_op *ops, uint32_t n_ops, dl_b
 void dl_prog_destroy(dl_device *dev, dl_prog **prog); /* not in flight; nulls, accepts &NULL */
 
 /* Queues a program: it starts when all earlier ones are finished and the host counter is >= host_wait, and sets the device
- * counter to `signal` (> every earlier signal) when done. Does not block. At most 64 may be in flight. */
+ * counter to `signal` (> every earlier signal) when done (with computes_in_wait, perhaps not before somebody waits). Does not block. At most 64 may be in flight. */
 int dl_device_submit(dl_device *dev, dl_prog *prog, const struct dl_run_args *args, uint64_t host_wait,
                      uint64_t signal);
 

@@ -165,11 +165,17 @@ struct dl_weight {
     uint32_t row0, rows, col0, cols;
 };
 
+/* How the partial sums of several nodes become one: everyone sends all of its part to everyone, or everyone adds up a chunk of the columns
+ * and sends the sum to everyone. The second has fewer bytes and one more round; models too narrow for it take the first. */
+enum dl_sum_kind { DL_SUM_ONE_SHOT, DL_SUM_IN_TWO };
+
 struct dl_plan_opts {
     uint32_t max_tokens, max_out;
     uint32_t kv_blocks;    /* KV blocks per layer */
     enum dl_type kv_type;  /* F16, F32 or Q80 */
     enum dl_type wire;     /* Q80, F16 or F32 */
+    enum dl_sum_kind collective;
+    uint32_t lanes;        /* DL_PLAN_LANES: large batches overlap computing and exchanging, where there is more than one node; 0, 1: none does */
 };
 
 /* A plan with what the engine needs to feed it. */

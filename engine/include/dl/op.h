@@ -175,17 +175,24 @@ enum dl_coll_kind {
     DL_COLL_ALL_GATHER,  /* afterwards every node has all slices */
     DL_COLL_BROADCAST,   /* afterwards every node has node 0's slice */
     DL_COLL_GATHER_ROOT, /* afterwards node 0 has all slices */
+    DL_COLL_ALL_TO_ALL,  /* 2 * n_slices slices: slice n_slices + j of node i becomes slice i of node j */
     DL_COLL_COUNT
 };
 
 enum dl_step_kind { DL_STEP_RUN, DL_STEP_EXCHANGE };
 
+/* Lanes are parts of a large batch that overlap: while one is exchanged, the other is computed. Lane l has the tokens from row
+ * l * lane_tokens on. A batch that fits into lane 0 has only that, and the steps of others are left out; so steps of lane 0 wait
+ * for such of lane 0 only. */
+#define DL_PLAN_LANES 2u
+
 struct dl_step {
     enum dl_step_kind kind;
+    uint32_t lane;
     uint64_t wait, signal;
     uint32_t first_op, n_ops; /* RUN: a segment */
     enum dl_coll_kind coll;   /* EXCHANGE */
-    struct dl_view view;      /* EXCHANGE: slice 0 of a WIRE buffer, (rows, cols) for the largest batch; node i owns slice i */
+    struct dl_view view;      /* EXCHANGE: slice 0 of a WIRE buffer, (rows, cols) for the largest lane; node i owns slice i */
     uint64_t slice_bytes;     /* EXCHANGE: distance between slices */
     enum dl_count count;      /* EXCHANGE: rows that travel = this count */
 };
@@ -195,9 +202,17 @@ struct dl_plan {
     struct dl_op *ops;
     struct dl_step *steps;
     uint32_t n_bufs, n_ops, n_steps;
-    uint32_t max_tokens, max_out; /* the largest batch that the views are declared for */
+    uint32_t max_tokens, max_out; /* the largest batch */
+    uint32_t n_lanes, lane_tokens; /* lane_tokens * n_lanes >= max_tokens: what the views of ops that count tokens are declared for */
     uint32_t n_slices, slice;     /* nodes that exchange, and which one this plan is for */
 };
+
+/* Of a batch, the tokens that lane `lane` has: those from lane * lane_tokens on. */
+static inline uint32_t dl_plan_lane_tokens(const struct dl_plan *p, uint32_t lane, uint32_t n_tokens)
+{
+    uint64_t before = (uint64_t)p->lane_tokens * lane;
+    return lane < p->n_lanes && n_tokens > before ? (uint32_t)DL_MIN(n_tokens - before, p->lane_tokens) : 0;
+}
 
 /* Proves the plan well-formed: views inside their buffers, shapes and types as documented above, buffers used as their kind
  * allows, no forbidden aliasing, every op in exactly one RUN and in order, counters that ascend, every RUN that

@@ -60,6 +60,10 @@ struct dl_cluster {
     uint32_t patience_ms; /* how long lost workers are waited for where the others cannot hold the model; 0: 15000 */
 };
 
+/* How nodes add up their partial sums: all to all at once, in two stages of fewer bytes (reduce-scatter and all-gather), or whichever is
+ * faster by the network as it was measured, at once where it was not. The sums are the same on all nodes in any case. */
+enum dl_collective { DL_COLLECTIVE_AUTO, DL_COLLECTIVE_ONE_SHOT, DL_COLLECTIVE_RS };
+
 struct dl_engine_opts {
     const dl_model *model;     /* outlives the engine */
     dl_device *const *devices; /* one or more, each gets a slice; outlive the engine */
@@ -83,6 +87,7 @@ struct dl_engine_opts {
     uint32_t max_sessions;     /* sessions that may hold a full context at once; 0: 1 */
     enum dl_type kv_type;      /* DL_F16, DL_F32 or DL_Q80 */
     enum dl_type wire;         /* exchange precision between devices: DL_F32, DL_F16 or DL_Q80 */
+    enum dl_collective collective;
     dl_progress_fn *progress;  /* called while the engine is made, not later; may be NULL */
     void *progress_ud;
 };
@@ -108,7 +113,8 @@ int dl_engine_tend(dl_engine *engine);
 /* Bytes that the devices of this process read for such a batch (dl_plan_read_bytes); tokens beyond max_batch are not one batch. */
 uint64_t dl_engine_read_bytes(const dl_engine *engine, const struct dl_batch_load *b);
 
-/* Where the time of this node went, since creation or the last reset. idle: neither computing nor exchanging. */
+/* Where the time of this node went inside steps, since creation or the last reset: its (first) device computed; exchanges were under way,
+ * which includes waiting for other nodes; both at once (part of either); neither. */
 struct dl_engine_stats {
     uint64_t steps, tokens;
     uint64_t compute_ns, exchange_ns, exchange_hidden_ns, idle_ns;

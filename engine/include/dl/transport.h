@@ -55,7 +55,8 @@ int dl_transport_drain(dl_transport *t, int node, size_t most, uint64_t timeout_
  * no reason at all: callers look themselves. enough is called on this thread, now and then and after each `done` that runs here; it
  * sees what those of this transport have written, and calls nothing of it. That saves two changes of threads per exchange
  * where no core is free; the transport's own thread stays out of the way for some ms and takes over again by itself. So
- * for exchanges that follow each other closely, not for those during which this thread does something else. Not from a `done`. */
+ * for exchanges that follow each other closely, not for those during which this thread does something else. Without `enough` and time
+ * it takes over at once. Not from a `done`. */
 void dl_transport_drive(dl_transport *t, bool (*enough)(void *ud), void *ud, uint64_t timeout_ns);
 
 /* The payload of collectives and messages. Any thread. */
