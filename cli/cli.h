@@ -103,6 +103,8 @@ void cli_tcp_opts(const struct cli_opts *o, const struct dl_key *key, const dl_d
 struct cli_cluster;
 int cli_cluster_open(const struct cli_opts *o, const struct cli_workers *w, const dl_device *dev,
                      struct cli_cluster **out);
+/* Hears of all changes to its health. Before the engine is made. */
+void cli_cluster_tell(struct cli_cluster *c, void (*changed)(void *ud, const struct dl_engine_health *now), void *ud);
 const struct dl_cluster *cli_cluster_how(const struct cli_cluster *c);
 void cli_cluster_close(struct cli_cluster **c); /* nulls, accepts &NULL */
 /* --wire; q80 in a cluster, f32 in one machine, where nothing travels that would be worth rounding. */
@@ -122,6 +124,8 @@ struct cli_engine {
     uint32_t n_devices;
     struct cli_workers workers;  /* the rest of the cluster */
     struct cli_cluster *cluster; /* the way to them; NULL without */
+    void (*changed)(void *ud, const struct dl_engine_health *now); /* of a cluster; set before cli_load, may be NULL */
+    void *changed_ud;
     uint32_t max_sessions;       /* at once, each with a full context; set before loading, 0: one */
     dl_progress_fn *progress;    /* hears of it besides the bar on stderr; likewise, may be NULL */
     void *progress_ud;

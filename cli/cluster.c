@@ -74,6 +74,8 @@ struct cli_cluster {
     struct dl_tcp_opts tcp;
     dl_tcp_watch *watch;
     struct dl_cluster how;
+    void (*changed)(void *ud, const struct dl_engine_health *now);
+    void *changed_ud;
 };
 
 static int connect_workers(void *ud, const bool *wanted, bool all, uint32_t *who, dl_transport **out)
@@ -92,6 +94,19 @@ static bool is_back(void *ud, uint32_t worker)
     return dl_tcp_watch_free(c->watch, (int)worker);
 }
 
+static void pass_on(void *ud, const struct dl_engine_health *now)
+{
+    const struct cli_cluster *c = ud;
+    if (c->changed)
+        c->changed(c->changed_ud, now);
+}
+
+void cli_cluster_tell(struct cli_cluster *c, void (*changed)(void *ud, const struct dl_engine_health *now), void *ud)
+{
+    c->changed = changed;
+    c->changed_ud = ud;
+}
+
 int cli_cluster_open(const struct cli_opts *o, const struct cli_workers *w, const dl_device *dev,
                      struct cli_cluster **out)
 {
@@ -102,8 +117,12 @@ int cli_cluster_open(const struct cli_opts *o, const struct cli_workers *w, cons
         return err;
     cli_tcp_opts(o, c->has_key ? &c->key : NULL, dev, c->about, &c->tcp);
     c->tcp.retry_ms = RETRY_MS;
-    c->how = (struct dl_cluster){
-        .n_workers = w->n, .connect = connect_workers, .is_back = is_back, .stop = cli_interrupted, .ud = c};
+    c->how = (struct dl_cluster){.n_workers = w->n,
+                                 .connect = connect_workers,
+                                 .is_back = is_back,
+                                 .stop = cli_interrupted,
+                                 .changed = pass_on,
+                                 .ud = c};
     return dl_tcp_watch_open((const char *const *)w->v, (int)w->n, &c->tcp, &c->watch);
 }
 

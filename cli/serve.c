@@ -99,6 +99,13 @@ static void describe_node(const struct cli_engine *e, struct cli_node_info *n)
         copy_name(n->devices[n->n_devices++], sizeof n->devices[0], e->devices[i]->name);
 }
 
+/* A cluster loses nodes and gets them back: with fewer of them it is as good as well. */
+static void on_health(void *server, const struct dl_engine_health *now)
+{
+    bool well = now->state == DL_HEALTH_READY || now->state == DL_HEALTH_DEGRADED;
+    cli_server_health(server, well, now->text);
+}
+
 static int serve(const struct cli_opts *o, struct cli_server *s, struct cli_engine *e)
 {
     struct cli_served served;
@@ -106,6 +113,8 @@ static int serve(const struct cli_opts *o, struct cli_server *s, struct cli_engi
     e->max_sessions = s->opts.parallel;
     e->progress = cli_server_progress;
     e->progress_ud = s;
+    e->changed = on_health;
+    e->changed_ud = s;
     int err = cli_load(o, 0, s->opts.parallel, e);
     if (!err)
         err = describe(o, e, &served);

@@ -424,9 +424,15 @@ static void after_step(struct cli_sched *q)
     q->n_active = kept;
 }
 
-/* The engine is of no use any more: those who waited for it are told, and it is made anew, with the CPU where a GPU failed. */
+/* The engine is of no use any more: those who waited for it are told, and it is made anew, with the CPU where a GPU failed. That of a
+ * cluster mends itself; it has said already that it could not. */
 static void heal(struct cli_sched *q, const char *why)
 {
+    if (q->e->cluster) {
+        cli_server_health(q->s, false, why);
+        fail_all(q, false, 503, why);
+        return;
+    }
     cli_server_state(q->s, CLI_SERVER_HEALING, why);
     fail_all(q, false, 503, why);
     int err = cli_fall_back(q->s->load_opts, q->e);
@@ -515,8 +521,10 @@ static void serve(struct cli_sched *q, dl_stop_fn *stop)
         gather(q);
         if (q->n_items)
             step(q);
-        else
+        else {
             wait_for_work(q, q->n_active ? 20 : IDLE_MS);
+            (void)dl_engine_tend(q->e->engine); /* what that means is for cli_server_health */
+        }
     }
 }
 

@@ -64,6 +64,16 @@ void cli_server_state(struct cli_server *s, enum cli_server_state state, const c
     pthread_mutex_unlock(&s->lock);
 }
 
+void cli_server_health(struct cli_server *s, bool well, const char *why)
+{
+    pthread_mutex_lock(&s->lock);
+    if (s->state == CLI_SERVER_READY || s->state == CLI_SERVER_HEALING) {
+        s->state = well ? CLI_SERVER_READY : CLI_SERVER_HEALING;
+        snprintf(s->why, sizeof s->why, "%s", why);
+    }
+    pthread_mutex_unlock(&s->lock);
+}
+
 void cli_server_ready(struct cli_server *s, const struct cli_served *served, const struct cli_node_info *root)
 {
     pthread_mutex_lock(&s->lock);

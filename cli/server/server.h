@@ -100,6 +100,8 @@ int cli_server_open(struct cli_server *s, const struct cli_server_opts *opts);
 void cli_server_ready(struct cli_server *s, const struct cli_served *served, const struct cli_node_info *root);
 /* A change of state with the reason. */
 void cli_server_state(struct cli_server *s, enum cli_server_state state, const char *why);
+/* Of its cluster, while it serves: whether steps can be done, and what is missing. Engine thread. */
+void cli_server_health(struct cli_server *s, bool well, const char *why);
 void cli_server_progress(void *server, const char *phase, uint64_t done, uint64_t total); /* a dl_progress_fn */
 /* Serves until `stop` says so, then drains: jobs that run get a few seconds to end. Engine thread. */
 int cli_server_run(struct cli_server *s, struct cli_engine *e, const struct cli_opts *load_opts, dl_stop_fn *stop);

@@ -19,6 +19,7 @@
 #define REST_NS \
     (2 * SECOND_NS)      /* a cluster computes at least this long before it is formed anew for one that is back ... */
 #define REST_TIMES 4u    /* ... and this many times as long as forming it took */
+#define AGAIN_NS (10 * SECOND_NS)    /* who only tends an engine that is down tries no more often, unless somebody is back */
 #define MOST_ROUNDS 32u  /* of forming it, each without the one who failed */
 #define MOST_ATTEMPTS 8u /* at one batch */
 #define LOOK_NS UINT64_C(20000000)
@@ -46,7 +47,7 @@ struct eng_heal {
     int code;
     unsigned unknowns; /* such faults since a step succeeded */
     char fault[448];
-    uint64_t formed_ns, took_ns;
+    uint64_t formed_ns, took_ns, tried_ns; /* when it last was whole, how long that took, when it was tried last */
     struct dl_engine_health health;
 };
 
@@ -332,16 +333,24 @@ static bool grows(const struct eng_heal *h)
     return dl_now_ns() - h->formed_ns >= rest && anyone_back(h);
 }
 
-int dl_engine_tend(dl_engine *e)
+int eng_heal_ready(dl_engine *e)
 {
     struct eng_heal *h = e->heal;
-    if (!h)
-        return DL_OK;
-    if (e->formed && !grows(h))
+    if (!h || (e->formed && !grows(h)))
         return DL_OK;
     tell(e, DL_HEALTH_HEALING);
     eng_unform(e, DL_OK, "");
-    return form_again(e);
+    int err = form_again(e);
+    h->tried_ns = dl_now_ns();
+    return err;
+}
+
+int dl_engine_tend(dl_engine *e)
+{
+    const struct eng_heal *h = e->heal;
+    if (h && h->down && dl_now_ns() - h->tried_ns < AGAIN_NS && !anyone_back(h))
+        return DL_EPEER; /* as was said */
+    return eng_heal_ready(e);
 }
 
 /* -------------------------------------------------------------------------------------------- create, destroy */

@@ -26,6 +26,9 @@ void eng_heal_memory(dl_engine *e, int node, double need, double avail);
 /* While the engine is formed or sessions are evaluated again: does the caller want an end? Then DL_ECANCELED, not logged. */
 int eng_heal_stop(const dl_engine *e);
 
+/* Before a batch: the engine is whole, or is made so; and who is back is taken in. */
+int eng_heal_ready(dl_engine *e);
+
 /* A batch or what belongs to it ended in err, and the engine is in pieces: is it worth another attempt? If not, why is logged. */
 bool eng_heal_again(dl_engine *e, int err, unsigned attempt);
 

@@ -276,7 +276,7 @@ static int evaluate_again(dl_session *s, uint32_t upto)
 static int run_healing(dl_engine *e, const struct dl_step_item *items, uint32_t n_items)
 {
     for (unsigned attempt = 0;; attempt++) {
-        int err = dl_engine_tend(e);
+        int err = eng_heal_ready(e);
         for (uint32_t i = 0; !err && i < n_items; i++)
             err = evaluate_again(items[i].session, items[i].session->len);
         if (!err)
@@ -337,7 +337,7 @@ static int logits_again(dl_engine *e, uint32_t row, float **logits)
         return dl_fail(DL_EINVAL, "logits: the session of row %u is gone, or cut before it", row);
     for (unsigned attempt = 0;; attempt++) {
         const struct dl_step_item item = {.session = s, .tokens = s->tokens + pos, .n = 1, .want = DL_WANT_LAST};
-        int err = dl_engine_tend(e);
+        int err = eng_heal_ready(e);
         s->kv = DL_MIN(s->kv, pos);
         if (!err)
             err = evaluate_again(s, pos);

@@ -106,8 +106,8 @@ void dl_engine_info(const dl_engine *engine, struct dl_engine_info *out);
 
 /* For the engine thread; others are told by dl_cluster.changed. */
 void dl_engine_health(const dl_engine *engine, struct dl_engine_health *out);
-/* With a dl_cluster: what a step does before its batch, for those who have none to do: gets lost nodes back, or does without them. Others:
- * DL_OK. Errors as of dl_engine_step. */
+/* With a dl_cluster: what a step does before its batch, for those who have none to do, to be called now and then: gets lost nodes back, or does
+ * without them. While that cannot be done, DL_EPEER, and tried only every ten seconds or when somebody is back. Others: DL_OK. */
 int dl_engine_tend(dl_engine *engine);
 
 /* Bytes that the devices of this process read for such a batch (dl_plan_read_bytes); tokens beyond max_batch are not one batch. */
