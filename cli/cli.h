@@ -62,13 +62,19 @@ bool cli_interrupted(void *unused); /* a dl_stop_fn */
 /* Whether fd is a terminal that understands more than lines of text. */
 bool cli_is_screen(int fd);
 
-/* A progress bar on stderr, where that is a terminal and not --quiet. */
+#define CLI_BARS 24
+
+/* Progress bars on stderr, where that is a terminal and not --quiet. The cursor waits at the beginning of the first one. */
 struct cli_progress {
     bool on, shown;
     uint64_t next_ns;
+    struct {
+        uint64_t from_ns, from; /* when a node's bar began, and where */
+    } nodes[CLI_BARS];
 };
 void cli_progress_init(struct cli_progress *p, const struct cli_opts *o);
 void cli_progress(void *ud, const char *phase, uint64_t done, uint64_t total); /* a dl_progress_fn */
+void cli_progress_nodes(void *ud, const struct dl_sending *nodes, uint32_t n); /* a dl_sending_fn: a bar each */
 void cli_progress_clear(struct cli_progress *p);
 
 /* ----------------------------------------------------------------------------------------------- input.c */

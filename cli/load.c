@@ -206,6 +206,19 @@ static void progress(void *ud, const char *phase, uint64_t done, uint64_t total)
         b->e->progress(b->e->progress_ud, phase, done, total);
 }
 
+static void sending(void *ud, const struct dl_sending *nodes, uint32_t n)
+{
+    struct both *b = ud;
+    cli_progress_nodes(&b->bar, nodes, n);
+    uint64_t done = 0, total = 0;
+    for (uint32_t i = 0; i < n; i++) {
+        done += nodes[i].done;
+        total += nodes[i].total;
+    }
+    if (b->e->progress)
+        b->e->progress(b->e->progress_ud, "sending weights", n ? DL_MIN(done, total - 1) : 1, n ? total : 1);
+}
+
 static int make_engine(const struct cli_opts *o, uint32_t ctx, uint32_t max_out, struct cli_engine *e)
 {
     double share[CLI_MAX_WORKERS + 1] = {0};
@@ -243,6 +256,7 @@ static int make_engine(const struct cli_opts *o, uint32_t ctx, uint32_t max_out,
         .wire = wire,
         .collective = sums,
         .progress = progress,
+        .sending = sending,
         .progress_ud = &both,
     };
     err = dl_engine_create(&opts, &e->engine);

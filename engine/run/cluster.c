@@ -318,6 +318,7 @@ void eng_cluster_destroy(struct eng_cluster **cluster)
         free(c->peers[i].load.wanted);
     }
     free(c->peers);
+    free(c->sending);
     eng_out_finish(&c->out);
     eng_tables_finish(&c->tables);
     free(c);

@@ -39,6 +39,7 @@ struct eng_cluster {
     dl_engine *e;
     dl_transport *t; /* that of e->nodes[0]; NULL once it is given up */
     struct eng_peer *peers;
+    struct dl_sending *sending; /* (n_peers), for the progress bars */
     uint32_t n_peers, turn;
     char blame[2 * ENG_TEXT_MOST]; /* the line about who failed */
     char phase[48];                /* what the log says that we were doing: "joining", "step 12" */

@@ -298,24 +298,42 @@ static int send_chunk(struct eng_cluster *c, struct eng_peer *p)
     return DL_OK;
 }
 
-static void report(const struct eng_cluster *c, bool end)
+/* What a worker asked for, in bytes; what is known of a later WANT comes on top. */
+static uint64_t asked_bytes(const struct eng_peer_load *l)
 {
+    uint64_t total = l->sent - l->at;
+    for (uint32_t w = l->next; w < l->n; w++)
+        total += is_wanted(l, w) ? l->offers[w].bytes : 0;
+    return total;
+}
+
+static void report(struct eng_cluster *c, bool end)
+{
+    dl_engine *e = c->e;
     uint64_t done = 0, total = 0;
+    if (!e->progress)
+        return;
     for (uint32_t i = 0; i < c->n_peers; i++) {
         const struct eng_peer_load *l = &c->peers[i].load;
+        struct dl_node_info info;
+        dl_transport_node_info(c->t, (int)i + 1, &info);
+        c->sending[i] = (struct dl_sending){info.name, l->got, asked_bytes(l)};
         done += l->got;
-        total += l->sent - l->at;
-        for (uint32_t w = l->next; w < l->n; w++)
-            total += is_wanted(l, w) ? l->offers[w].bytes : 0;
+        total += c->sending[i].total;
     }
-    if (total && c->e->progress)
-        c->e->progress(c->e->progress_ud, "sending weights", end ? total : DL_MIN(done, total - 1), total);
+    if (total && e->opts.sending)
+        e->opts.sending(e->progress_ud, c->sending, end ? 0 : c->n_peers);
+    else if (total)
+        e->progress(e->progress_ud, "sending weights", end ? total : DL_MIN(done, total - 1), total);
 }
 
 int eng_cluster_serve(struct eng_cluster *c)
 {
     int err = DL_OK;
     uint64_t reported = 0;
+    c->sending = dl_calloc(c->n_peers, sizeof *c->sending);
+    if (!c->sending)
+        err = DL_ENOMEM;
     for (bool all = false; !err && !all;) {
         bool moved = false;
         for (uint32_t i = 0; !err && i < c->n_peers; i++) {

@@ -64,6 +64,14 @@ struct dl_cluster {
  * faster by the network as it was measured, at once where it was not. The sums are the same on all nodes in any case. */
 enum dl_collective { DL_COLLECTIVE_AUTO, DL_COLLECTIVE_ONE_SHOT, DL_COLLECTIVE_RS };
 
+/* What the workers are being sent, for a bar each: several times a second, in the order of the nodes. total 0: it lacks nothing, or has not
+ * said yet. n 0: all is sent. On the engine thread. */
+struct dl_sending {
+    const char *name; /* its address; lives as long as the call */
+    uint64_t done, total; /* bytes */
+};
+typedef void dl_sending_fn(void *ud, const struct dl_sending *nodes, uint32_t n);
+
 struct dl_engine_opts {
     const dl_model *model;     /* outlives the engine */
     dl_device *const *devices; /* one or more, each gets a slice; outlive the engine */
@@ -89,7 +97,8 @@ struct dl_engine_opts {
     enum dl_type wire;         /* exchange precision between devices: DL_F32, DL_F16 or DL_Q80 */
     enum dl_collective collective;
     dl_progress_fn *progress;  /* called while the engine is made, not later; may be NULL */
-    void *progress_ud;
+    dl_sending_fn *sending;    /* likewise, in place of progress while weights are sent */
+    void *progress_ud;         /* of both */
 };
 
 /* Loads: checks that it fits before touching weights, makes the plan, gives the devices and the workers their slices. DL_ELIMIT (logged
