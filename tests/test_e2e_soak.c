@@ -8,7 +8,12 @@
 
 #include <time.h>
 
+/* Long enough for what happens meanwhile, also where sanitizers slow all of it down. */
+#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
+#define N_TEXT "800"
+#else
 #define N_TEXT "4000"
+#endif
 #define WITNESS 2 /* the worker to which nothing is done: what it holds must not grow */
 
 struct held {
