@@ -30,6 +30,7 @@ struct bench {
     int32_t *ids;                       /* (n_ids): session i begins at place i */
     uint32_t n_ids;
     double gpu_bytes_per_s; /* all its GPUs together */
+    double memory;          /* most that bandwidth() has ever said, in all engines */
     struct cli_progress bar;
 };
 
@@ -154,7 +155,7 @@ static int take_nodes(const struct bench *b, json_t *row)
     return err;
 }
 
-static json_t *describe(const struct bench *b, const struct job *j, const struct cli_bench_spread *s, double memory)
+static json_t *describe(const struct bench *b, const struct job *j, const struct cli_bench_spread *s)
 {
     char test[32];
     uint32_t threads = 0;
@@ -168,29 +169,30 @@ static json_t *describe(const struct bench *b, const struct job *j, const struct
                      "parallel", (json_int_t)j->parallel, "reps", (json_int_t)b->reps, "model",
                      dl_model_name(b->e.model), "layers", (json_int_t)dl_model_header(b->e.model)->n_layers, "kv",
                      b->o->kv ? b->o->kv : "f16", "bytes_read_per_token", (json_int_t)per_token, "read_bandwidth",
-                     memory, "roofline", memory > 0 ? s->median * per_token / memory : 0);
+                     b->memory, "roofline", b->memory > 0 ? s->median * per_token / b->memory : 0);
 }
 
 static int measure(struct bench *b, const struct job *j)
 {
-    double tok_s[MAX_REPS], memory = bandwidth(b);
+    double tok_s[MAX_REPS];
     uint64_t ns = 0;
     char phase[64];
     snprintf(phase, sizeof phase, "%s%u at %u", j->what, j->n, j->depth);
     cli_progress(&b->bar, phase, 0, b->reps + 1);
+    b->memory = DL_MAX(b->memory, bandwidth(b));
     int err = j->once(b, j, &ns); /* warms up */
     dl_engine_stats_reset(b->e.engine);
     for (uint32_t i = 0; i < b->reps && !err; i++) {
         cli_progress(&b->bar, phase, i + 1, b->reps + 1);
         err = j->once(b, j, &ns);
         tok_s[i] = (double)j->n * j->parallel * 1e9 / (double)DL_MAX(ns, 1);
-        memory = DL_MAX(memory, bandwidth(b));
+        b->memory = DL_MAX(b->memory, bandwidth(b));
     }
     cli_progress_clear(&b->bar);
     if (err)
         return err;
     struct cli_bench_spread s = cli_bench_spread(tok_s, b->reps);
-    json_t *row = describe(b, j, &s, memory);
+    json_t *row = describe(b, j, &s);
     err = row ? take_nodes(b, row) : DL_OK;
     if (!err)
         return cli_bench_add(&b->out, row);

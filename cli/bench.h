@@ -70,6 +70,11 @@ struct cli_rig_time {
 /* spread: rotate over copies; else what it reads is one matrix, and may stay in a cache. */
 int cli_rig_time(struct cli_rig *r, const struct dl_op *op, bool spread, struct cli_rig_time *out);
 
+/* The same for all RUN steps of the plan, with what a device fuses, one after the other, as if exchanges took no time. The plan should have so
+ * many layers that they are more than CLI_RIG_SPREAD bytes. */
+int cli_rig_time_plan(struct cli_rig *r, struct cli_rig_time *out);
+#define CLI_RIG_SPREAD ((uint64_t)256 << 20) /* more than any last-level cache that is common keeps */
+
 /* What a device can do at most, measured: reads bytes per second, and arithmetic in its own matrix products, by the type of the weights (0:
  * not asked for). */
 struct cli_ceiling {

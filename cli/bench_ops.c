@@ -3,6 +3,7 @@
  * cli/bench_ops.c: `bench ops`: every kernel by itself, for the matrices of one layer and the output as nodes of clusters of several sizes hold
  * them, and what share it reaches of what the device can do. The ops are those of real plans.
  */
+#include <math.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -10,6 +11,9 @@
 
 #define DEFAULT_CONTEXT 512u
 #define FEW_TOKENS 8u
+
+#define LEAST_LAYERS 2u
+#define MOST_LAYERS 64u
 
 static const uint32_t default_slices[] = {1, 2, 4, 8};
 
@@ -149,6 +153,49 @@ static int one_op(struct ops *b, struct cli_rig *r, const struct dl_op *op, uint
     return row && !json_array_append_new(b->measured, row) ? DL_OK : DL_ENOMEM;
 }
 
+/* What one layer takes in the run, where a device may make one kernel of several ops: so many layers that no cache holds their weights. */
+static int layers(struct ops *b, dl_device *dev, const struct dl_plan_opts *opts, const struct dl_slice *slices,
+                  uint32_t n_slices, const struct dl_batch_load *load)
+{
+    const struct dl_batch_load inner = {load->n_tokens, 0, 1, load->context};
+    struct dl_model_header h = b->h;
+    struct dl_tensor_types types = {.output = b->types.output};
+    struct dl_model_plan *mp = NULL;
+    struct cli_rig r = {0};
+    struct cli_rig_time t = {0};
+    int err = dl_plan_build(&h, &b->types, slices, 0, n_slices, opts, &mp);
+    uint64_t one = err ? 0 : dl_plan_read_bytes(&mp->plan, &inner);
+    dl_plan_destroy(&mp);
+    h.n_layers = (uint32_t)DL_MIN(DL_MAX(dl_div_up(CLI_RIG_SPREAD, DL_MAX(one, 1)), LEAST_LAYERS), MOST_LAYERS);
+    types.layer = dl_calloc((size_t)h.n_layers * DL_T_COUNT, sizeof *types.layer);
+    if (!err && !types.layer)
+        err = DL_ENOMEM;
+    for (uint32_t l = 0; !err && l < h.n_layers; l++)
+        memcpy(types.layer + (size_t)l * DL_T_COUNT, b->types.layer, DL_T_COUNT * sizeof *types.layer);
+    if (!err)
+        err = dl_plan_build(&h, &types, slices, 0, n_slices, opts, &mp);
+    if (!err)
+        err = cli_rig_open(&r, dev, mp, &inner);
+    r.reps = (uint32_t)b->o->reps;
+    if (!err)
+        err = cli_rig_time_plan(&r, &t);
+    cli_rig_close(&r);
+    dl_plan_destroy(&mp);
+    dl_tensor_types_finish(&types);
+    if (err)
+        return err;
+    const double n = h.n_layers, bytes = round((double)t.memory_bytes / n);
+    char shape[64];
+    snprintf(shape, sizeof shape, "dim %u, at %u", h.dim, load->context);
+    json_t *row = json_pack("{s:s,s:s,s:s,s:s,s:s,s:I,s:I,s:f,s:f,s:f,s:f,s:I,s:I,s:s,s:s,s:s}", "test", "ops",
+                            "device", dev->name, "kind", dev->kind, "op", "layer", "shape", shape, "tokens",
+                            (json_int_t)load->n_tokens, "slices", (json_int_t)n_slices, "us", t.ns / n / 1e3, "us_min",
+                            t.least_ns / n / 1e3, "gb_s", bytes * n / t.ns, "gflop_s", t.flop / t.ns, "bytes",
+                            (json_int_t)bytes, "copies", (json_int_t)h.n_layers, "name", "layer", "model",
+                            dl_arch_name(h.arch), "arithmetic", type_name(b->types.layer[DL_T_ATTN_Q]));
+    return row && !json_array_append_new(b->measured, row) ? DL_OK : DL_ENOMEM;
+}
+
 /* Node 0 of a cluster of n has the largest share. */
 static int one_plan(struct ops *b, dl_device *dev, uint32_t n_slices, uint32_t n_tokens)
 {
@@ -176,9 +223,11 @@ static int one_plan(struct ops *b, dl_device *dev, uint32_t n_slices, uint32_t n
         cli_progress(&b->bar, phase, i, mp->plan.n_ops);
         err = one_op(b, &r, &mp->plan.ops[i], n_slices);
     }
-    cli_progress_clear(&b->bar);
     cli_rig_close(&r);
     dl_plan_destroy(&mp);
+    if (!err)
+        err = layers(b, dev, &opts, slices, n_slices, &load);
+    cli_progress_clear(&b->bar);
     return err;
 }
 

@@ -8,7 +8,7 @@
 
 #include "bench.h"
 
-#define SPREAD_BYTES ((uint64_t)256 << 20) /* more than any last-level cache that is common keeps */
+#define SPREAD_BYTES CLI_RIG_SPREAD
 #define MAX_COPIES 1024u
 #define MAX_PROGS 64u
 #define MAX_OPS 64u       /* of one program */
@@ -17,6 +17,7 @@
 #define SAMPLE_NS UINT64_C(12000000)
 #define LONG_NS UINT64_C(400000000) /* after that many times this, fewer will do */
 #define MAX_SAMPLES 256u
+#define MAX_IN_FLIGHT 32u
 
 /* ------------------------------------------------------------------------------------------------- buffers */
 
@@ -261,6 +262,73 @@ int cli_rig_time(struct cli_rig *r, const struct dl_op *op, bool spread, struct 
     out->least_ns = ns.least;
     free(copies);
     drop_copies(r);
+    return err;
+}
+
+/* --------------------------------------------------------------------------------------------- whole layers */
+
+/* All RUN steps of the plan, one after the other, as if exchanges took no time. */
+static int run_plan(struct cli_rig *r, dl_prog *const *progs, uint64_t *ns)
+{
+    const struct dl_plan *p = &r->mp->plan;
+    const struct dl_run_args args = {r->load.n_tokens, r->load.n_out, r->batch};
+    uint64_t t0 = dl_now_ns();
+    uint32_t in_flight = 0;
+    int err = DL_OK;
+    for (uint32_t i = 0; i < p->n_steps && !err; i++) {
+        if (p->steps[i].kind != DL_STEP_RUN)
+            continue;
+        err = dl_device_submit(r->dev, progs[i], &args, 0, r->dev->device_at + 1);
+        if (!err && ++in_flight % MAX_IN_FLIGHT == 0)
+            err = dl_device_wait(r->dev, r->dev->device_at, UINT64_MAX);
+    }
+    if (!err)
+        err = dl_device_wait(r->dev, r->dev->device_at, UINT64_MAX);
+    *ns = dl_now_ns() - t0;
+    return err;
+}
+
+static int sample_plan(struct cli_rig *r, dl_prog *const *progs, struct cli_bench_spread *ns)
+{
+    double v[MAX_SAMPLES];
+    const uint32_t reps = r->reps ? r->reps : SAMPLES;
+    uint32_t n = 0;
+    uint64_t begin = dl_now_ns(), took;
+    int err = run_plan(r, progs, &took); /* warms up */
+    while (!err && n < reps) {
+        err = cli_interrupted(NULL) ? DL_ECANCELED : run_plan(r, progs, &took);
+        v[n++] = (double)took;
+        if (dl_now_ns() - begin > reps * LONG_NS)
+            break;
+    }
+    if (!err)
+        *ns = cli_bench_spread(v, n);
+    return err;
+}
+
+int cli_rig_time_plan(struct cli_rig *r, struct cli_rig_time *out)
+{
+    const struct dl_plan *p = &r->mp->plan;
+    struct cli_bench_spread ns = {0};
+    dl_prog **progs = dl_calloc(p->n_steps, sizeof(dl_prog *));
+    int err = progs ? DL_OK : DL_ENOMEM;
+    *out = (struct cli_rig_time){.memory_bytes = dl_plan_read_bytes(p, &r->load), .copies = 1};
+    out->bytes = out->memory_bytes;
+    for (uint32_t i = 0; i < p->n_ops && !err; i++) {
+        out->flop += flop_of(r, &p->ops[i]);
+        err = need(r, &p->ops[i]);
+    }
+    for (uint32_t i = 0; i < p->n_steps && !err; i++)
+        if (p->steps[i].kind == DL_STEP_RUN)
+            err =
+                dl_prog_create(r->dev, p->ops + p->steps[i].first_op, p->steps[i].n_ops, r->bufs, r->n_bufs, &progs[i]);
+    if (!err)
+        err = sample_plan(r, progs, &ns);
+    out->ns = ns.median;
+    out->least_ns = ns.least;
+    for (uint32_t i = 0; i < p->n_steps && progs; i++)
+        dl_prog_destroy(r->dev, &progs[i]);
+    free((void *)progs);
     return err;
 }
 

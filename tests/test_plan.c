@@ -352,12 +352,60 @@ static void conflicts(void **state)
     assert_true(dl_op_conflict(&w, &r)); /* write after write */
 }
 
+static uint64_t weight_bytes(const struct dl_plan *p, enum dl_count count)
+{
+    uint64_t n = 0;
+    for (uint32_t i = 0; i < p->n_ops; i++)
+        for (int s = 0; s < 3 && p->ops[i].count == count; s++) {
+            uint32_t buf = p->ops[i].src[s].buf;
+            n += buf != DL_NO_BUF && p->bufs[buf].use == DL_BUF_WEIGHT ? p->bufs[buf].bytes : 0;
+        }
+    return n;
+}
+
+/* Each weight once, the output only where it is wanted, K and V of all positions, and as many experts as are chosen. */
+static void bytes_read(void **state)
+{
+    (void)state;
+    const uint64_t kv = 2 * 3 * 4 * 32 * sizeof(uint16_t); /* K and V, layers, heads, values */
+    struct dl_model_plan *mp = build(false, true, DL_Q40, 0, 1, NULL);
+    uint64_t inner = weight_bytes(&mp->plan, DL_COUNT_TOKENS), outer = weight_bytes(&mp->plan, DL_COUNT_OUT);
+    assert_true(outer > 515 * 256 / 32 * 18 && inner > 3 * outer);
+    assert_int_equal(dl_plan_read_bytes(&mp->plan, &(struct dl_batch_load){1, 1, 1, 100}), inner + outer + 100 * kv);
+    assert_int_equal(dl_plan_read_bytes(&mp->plan, &(struct dl_batch_load){16, 0, 1, 16}), inner + 16 * kv);
+    assert_int_equal(dl_plan_read_bytes(&mp->plan, &(struct dl_batch_load){4, 4, 4, 7}), inner + outer + 28 * kv);
+    dl_plan_destroy(&mp);
+
+    uint64_t parts = 0;
+    for (uint32_t node = 0; node < 2; node++) {
+        mp = build(false, false, DL_Q40, node, 2, NULL);
+        parts += dl_plan_read_bytes(&mp->plan, &(struct dl_batch_load){1, 1, 1, 100});
+        dl_plan_destroy(&mp);
+    }
+    mp = build(false, false, DL_Q40, 0, 1, NULL);
+    uint64_t whole = dl_plan_read_bytes(&mp->plan, &(struct dl_batch_load){1, 1, 1, 100});
+    assert_int_equal(parts, whole + (2 * 3 + 1) * 256 * sizeof(float)); /* both have the norms */
+    dl_plan_destroy(&mp);
+
+    mp = build(true, false, DL_Q40, 0, 1, NULL);
+    uint64_t experts = UINT64_C(3) * 3 * 8 * 96 * 256 / 32 * 18; /* layers, matrices */
+    uint64_t rest = weight_bytes(&mp->plan, DL_COUNT_TOKENS) - experts;
+    assert_int_equal(dl_plan_read_bytes(&mp->plan, &(struct dl_batch_load){1, 0, 1, 0}), rest + experts / 4);
+    /* two tokens with 2 of 8 experts each: on average they share half of one */
+    assert_int_equal(dl_plan_read_bytes(&mp->plan, &(struct dl_batch_load){2, 0, 1, 0}), rest + experts / 8 * 7 / 2);
+    dl_plan_destroy(&mp);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(slices_cover_once),        cmocka_unit_test(shares_are_kept),
-        cmocka_unit_test(every_plan_passes),        cmocka_unit_test(chunks_are_a_row),
-        cmocka_unit_test(broken_plans_are_refused), cmocka_unit_test(conflicts),
+        cmocka_unit_test(slices_cover_once),
+        cmocka_unit_test(shares_are_kept),
+        cmocka_unit_test(every_plan_passes),
+        cmocka_unit_test(chunks_are_a_row),
+        cmocka_unit_test(broken_plans_are_refused),
+        cmocka_unit_test(conflicts),
+        cmocka_unit_test(bytes_read),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -41,8 +41,13 @@ uint64_t dl_op_read_bytes(const struct dl_plan *p, const struct dl_op *op, const
 uint64_t dl_plan_read_bytes(const struct dl_plan *p, const struct dl_batch_load *b)
 {
     uint64_t bytes = 0;
-    for (uint32_t s = 0; s < p->n_steps; s++) /* a second lane would read the same */
-        for (uint32_t i = 0; p->steps[s].kind == DL_STEP_RUN && !p->steps[s].lane && i < p->steps[s].n_ops; i++)
-            bytes += dl_op_read_bytes(p, &p->ops[p->steps[s].first_op + i], b);
+    for (uint32_t i = 0; i < p->n_steps; i++) {
+        const struct dl_step *s = &p->steps[i];
+        struct dl_batch_load lane = *b; /* each lane reads everything once; wanted rows are looked up in the first */
+        lane.n_tokens = dl_plan_lane_tokens(p, s->lane, b->n_tokens);
+        lane.n_out = s->lane ? 0 : b->n_out;
+        for (uint32_t k = 0; s->kind == DL_STEP_RUN && lane.n_tokens && k < s->n_ops; k++)
+            bytes += dl_op_read_bytes(p, &p->ops[s->first_op + k], &lane);
+    }
     return bytes;
 }

@@ -209,7 +209,7 @@ void dl_plan_destroy(struct dl_model_plan **plan); /* nulls, accepts &NULL */
 struct dl_batch_load {
     uint32_t n_tokens, n_out, n_seqs, context;
 };
-/* Bytes of weights and KV cache that a plan, or one op of it, reads for such a batch: each weight once, of experts as many as that many
+/* Bytes of weights and KV cache that a plan, or one op of it, reads for such a batch: each weight once (per lane), of experts as many as that many
  * tokens choose on average. Activations, which caches hold, do not count, nor do embedding rows. Pure. */
 uint64_t dl_plan_read_bytes(const struct dl_plan *plan, const struct dl_batch_load *b);
 uint64_t dl_op_read_bytes(const struct dl_plan *plan, const struct dl_op *op, const struct dl_batch_load *b);
