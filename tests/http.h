@@ -78,12 +78,17 @@ struct http {
     size_t n_body;
 };
 
+/* How much the system may take in for a client that does not read; 0: what it likes. */
+static int http_receive_bytes;
+
 static inline int http_connect(int port)
 {
     struct sockaddr_in a = {.sin_family = AF_INET, .sin_port = htons((uint16_t)port)};
     a.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
     int fd = socket(AF_INET, SOCK_STREAM, 0);
     assert_true(fd >= 0);
+    if (http_receive_bytes)
+        setsockopt(fd, SOL_SOCKET, SO_RCVBUF, &http_receive_bytes, sizeof http_receive_bytes);
     assert_int_equal(connect(fd, (struct sockaddr *)&a, sizeof a), 0);
     return fd;
 }

@@ -259,6 +259,63 @@ static void test_sampling(void **state)
     served_stop(&s, 5000);
 }
 
+/* A model that knows only one text, which is no JSON: what it says is JSON that fits nevertheless. */
+static void test_formats(void **state)
+{
+    (void)state;
+    NEED_BIN();
+    struct served s;
+    struct http h;
+    SERVE(&s, "--device", "cpu");
+    static const char schema[] =
+        "\"response_format\":{\"type\":\"json_schema\",\"json_schema\":{\"name\":\"x\",\"schema\":{\"type\":\"object\","
+        "\"properties\":{\"colour\":{\"enum\":[\"red\",\"green\"]},\"n\":{\"type\":\"integer\"},\"list\":{\"type\":"
+        "\"array\","
+        "\"items\":{\"type\":\"boolean\"},\"minItems\":1,\"maxItems\":2}},\"required\":[\"colour\",\"n\",\"list\"]}}}";
+    unsigned reds = 0;
+    for (unsigned i = 0; i < 12; i++) {
+        char body[1024];
+        snprintf(body, sizeof body, "{%s,\"max_tokens\":900,\"temperature\":%u,\"seed\":%u,%s}", HELLO, i ? 1000 : 0, i,
+                 schema);
+        http_post(&h, s.port, CHAT, body);
+        HTTP_STATUS(&h, 200);
+        json_t *v = http_json(&h);
+        assert_string_equal(finish_of(v, 0), "stop");
+        json_t *answer = json_loads(choice_text(v, 0), 0, NULL);
+        if (!answer)
+            fail_msg("no JSON: %s", choice_text(v, 0));
+        const char *colour = json_string_value(json_object_get(answer, "colour"));
+        const json_t *list = json_object_get(answer, "list");
+        assert_true(colour && (!strcmp(colour, "red") || !strcmp(colour, "green")));
+        assert_true(json_is_integer(json_object_get(answer, "n")));
+        assert_true(json_array_size(list) >= 1 && json_array_size(list) <= 2 &&
+                    json_is_boolean(json_array_get(list, 0)));
+        reds += *colour == 'r';
+        json_decref(answer);
+        json_decref(v);
+        http_free(&h);
+    }
+    assert_true(reds > 0 && reds < 12); /* a choice it is, where the temperature is high */
+    /* Any object, streamed, and cut by the number of tokens only. */
+    http_post(&h, s.port, CHAT,
+              "{" HELLO
+              ",\"temperature\":100,\"seed\":4,\"max_tokens\":300,\"response_format\":{\"type\":\"json_object\"}}");
+    json_t *v = http_json(&h);
+    json_t *answer = json_loads(choice_text(v, 0), 0, NULL);
+    if (!strcmp(finish_of(v, 0), "stop") && !json_is_object(answer))
+        fail_msg("no object: %s", choice_text(v, 0));
+    assert_true(choice_text(v, 0)[strspn(choice_text(v, 0), " \n")] == '{');
+    json_decref(answer);
+    json_decref(v);
+    http_free(&h);
+    http_post(&h, s.port, CHAT,
+              "{" HELLO ",\"response_format\":{\"type\":\"json_schema\",\"json_schema\":{\"schema\":{\"oneOf\":[]}}}}");
+    HTTP_STATUS(&h, 400);
+    E2E_HAS(h.body, "'oneOf' is not supported");
+    http_free(&h);
+    served_stop(&s, 5000);
+}
+
 static int cached_of(const struct http *h, char **text)
 {
     json_t *v = http_json(h);
@@ -438,9 +495,12 @@ static void test_slow_reader(void **state)
     struct served s;
     struct http slow;
     SERVE(&s, "--device", "cpu", "--parallel", "2");
-    http_begin(&slow, s.port, "POST", TEXT, "",
-               "{\"prompt\":\"One\",\"n\":16,\"logit_bias\":{\"2\":-100},\"stream\":true,\"logprobs\":20}");
-    for (int i = 0; i < 20; i++) {
+    http_receive_bytes = 4096;
+    http_begin(
+        &slow, s.port, "POST", TEXT, "",
+        "{\"prompt\":\"One\",\"n\":16,\"max_tokens\":400,\"logit_bias\":{\"2\":-100},\"stream\":true,\"logprobs\":20}");
+    http_receive_bytes = 0;
+    for (int i = 0; i < 10; i++) {
         char *text = ask(s.port, TEXT, "{\"prompt\":\"One model\",\"max_tokens\":20}");
         free(text);
     }
@@ -451,7 +511,7 @@ static void test_slow_reader(void **state)
         poll(NULL, 0, 300);
         now = metric(s.port, "dllama_generated_tokens_total");
     }
-    assert_true(now == before && now < 16 * 1000);
+    assert_true(now == before && now < 16 * 400 + 10 * 20);
     assert_true(metric(s.port, "dllama_running_sequences") >= 1);
     http_finish(&slow);
     HTTP_STATUS(&slow, 200);
@@ -496,8 +556,9 @@ static void test_stopping(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        SERVE_TEST(test_endpoints), SERVE_TEST(test_answers), SERVE_TEST(test_sampling),    SERVE_TEST(test_cache),
-        SERVE_TEST(test_many),      SERVE_TEST(test_leaving), SERVE_TEST(test_slow_reader), SERVE_TEST(test_stopping),
+        SERVE_TEST(test_endpoints), SERVE_TEST(test_answers),     SERVE_TEST(test_sampling),
+        SERVE_TEST(test_cache),     SERVE_TEST(test_formats),     SERVE_TEST(test_many),
+        SERVE_TEST(test_leaving),   SERVE_TEST(test_slow_reader), SERVE_TEST(test_stopping),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

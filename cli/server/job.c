@@ -2,6 +2,7 @@
  *
  * cli/server/job.c: from a request to a job in the queue.
  */
+#include "schema.h"
 #include "server.h"
 
 #include <stdlib.h>
@@ -34,6 +35,7 @@ void cli_job_unref(struct cli_job *job)
     for (uint32_t i = 0; i < job->n_prompts; i++)
         dl_tokens_finish(&job->prompts[i]);
     cli_request_finish(&job->req);
+    cli_grammar_finish(&job->grammar);
     dl_str_finish(&job->out);
     free(job->prompts);
     free(job->seqs);
@@ -68,12 +70,24 @@ static int tokenize_one(const struct cli_job *job, uint32_t i, const struct cli_
                    : dl_tokens_append(out, p->ids.v, p->ids.len);
 }
 
+/* The grammar of what is asked for. */
+static int read_format(struct cli_job *job, struct cli_req_error *error)
+{
+    char why[200];
+    if (job->req.format == CLI_FORMAT_TEXT)
+        return DL_OK;
+    int err = cli_schema_grammar(job->req.schema, &job->grammar, why, sizeof why);
+    if (err == DL_ENOMEM)
+        return cli_req_refuse(error, 500, NULL, NULL, "the server is out of memory");
+    return err ? cli_req_refuse(error, 400, NULL, "response_format.json_schema.schema",
+                                "response_format.json_schema.schema: %s", why)
+               : DL_OK;
+}
+
 int cli_job_tokenize(struct cli_job *job, const struct cli_served *served, struct cli_req_error *error)
 {
     const char *param = job->req.endpoint == CLI_ENDPOINT_CHAT ? "messages" : "prompt";
     char why[sizeof error->message];
-    if (job->req.format != CLI_FORMAT_TEXT)
-        return cli_req_refuse(error, 400, NULL, "response_format", "response_format: only text is offered here");
     for (uint32_t i = 0; i < job->n_prompts; i++) {
         struct dl_tokens *t = &job->prompts[i];
         cli_capture_begin(why, sizeof why, false);
@@ -92,7 +106,7 @@ int cli_job_tokenize(struct cli_job *job, const struct cli_served *served, struc
                                   "server with a larger --ctx",
                                   param, t->len, served->ctx);
     }
-    return DL_OK;
+    return read_format(job, error);
 }
 
 int cli_job_submit(struct cli_job *job, struct cli_req_error *error)

@@ -19,7 +19,7 @@ static bool plain(const struct cli_seq *s)
 {
     const struct cli_request *r = &s->job->req;
     return s->sampler.temperature == 0 && s->sampler.repeat_penalty == 1 && !r->presence_penalty &&
-           !r->frequency_penalty && !r->n_bias && !r->logprobs;
+           !r->frequency_penalty && !r->n_bias && !r->logprobs && r->format == CLI_FORMAT_TEXT;
 }
 
 static int add_stops(struct cli_seq *s, const struct cli_served *served)
@@ -71,6 +71,8 @@ int cli_seq_init(struct cli_seq *s, struct cli_job *job, uint32_t index, const s
         err = add_stops(s, served);
     if (!err && r->echo)
         err = echo(s, served);
+    if (!err && r->format != CLI_FORMAT_TEXT)
+        err = cli_grammar_start(&s->form, &job->grammar);
     s->offset = s->text.len;
     return err;
 }
@@ -80,6 +82,7 @@ void cli_seq_finish(struct cli_seq *s)
     dl_session_destroy(&s->session);
     dl_stops_finish(&s->stops);
     dl_str_finish(&s->text);
+    cli_grammar_state_finish(&s->form);
     dl_tokens_finish(&s->tokens);
     dl_tokens_finish(&s->counted);
     dl_tokens_finish(&s->counts);
@@ -144,6 +147,45 @@ static int count(struct cli_seq *s, int32_t id)
     return err ? err : dl_tokens_add(&s->counts, 1);
 }
 
+/* Whether a token keeps the answer in its form. */
+static bool fits(struct cli_seq *s, const struct cli_byte_set *next, int32_t id)
+{
+    const dl_tokenizer *tok = s->job->server->served.tok;
+    size_t n;
+    const char *bytes = dl_token_bytes(tok, id, &n);
+    if (dl_token_is_eog(tok, id))
+        return cli_grammar_may_end(&s->form);
+    return n && cli_byte_in(next, (unsigned char)*bytes) && cli_grammar_fits(&s->form, bytes, n);
+}
+
+/* Mostly the model keeps to the form by itself: only when it does not, all tokens are looked at. Together that is a draw among those that fit,
+ * with the likelihoods that they have among themselves. */
+static int32_t pick_formed(struct cli_seq *s, float *logits, uint32_t vocab)
+{
+    float *again = dl_calloc(vocab, sizeof *again);
+    if (!again)
+        return DL_ENOMEM;
+    memcpy(again, logits, vocab * sizeof *again);
+    struct cli_byte_set next = cli_grammar_next(&s->form);
+    int32_t id = dl_sample(&s->sampler, logits, vocab);
+    if (id >= 0 && !fits(s, &next, id)) {
+        uint32_t n = 0;
+        for (uint32_t i = 0; i < vocab; i++)
+            if (again[i] > -INFINITY && fits(s, &next, (int32_t)i))
+                n++;
+            else
+                again[i] = -INFINITY;
+        id = n ? dl_sample(&s->sampler, again, vocab)
+               : dl_fail(DL_EUNSUP, "response_format: no token of this model fits it here");
+    }
+    free(again);
+    size_t n;
+    const char *bytes = dl_token_bytes(s->job->server->served.tok, id, &n);
+    if (id >= 0 && !cli_grammar_accept(&s->form, bytes, n) && n)
+        return DL_ENOMEM; /* it fitted a moment ago */
+    return id;
+}
+
 /* The next token, or an error. Likelihoods are those of the model, before anything that the request asked for. */
 static int32_t pick(struct cli_seq *s, const struct dl_step_item *item, struct cli_logprob *lp)
 {
@@ -165,7 +207,8 @@ static int32_t pick(struct cli_seq *s, const struct dl_step_item *item, struct c
         memcpy(before, item->logits, vocab * sizeof *before);
     }
     adjust(s, item->logits);
-    int32_t id = dl_sample(&s->sampler, item->logits, vocab);
+    int32_t id = r->format == CLI_FORMAT_TEXT ? dl_sample(&s->sampler, item->logits, vocab)
+                                              : pick_formed(s, item->logits, vocab);
     lp->id = id;
     if (before && id >= 0)
         lp->logprob = (float)((double)before[id] - sum);
@@ -235,6 +278,8 @@ int cli_seq_take(struct cli_seq *s, const struct dl_step_item *item, const struc
     err = note(s, &lp);
     if (err)
         return err;
+    if (s->job->req.format != CLI_FORMAT_TEXT && cli_grammar_must_end(&s->form))
+        return end(s, CLI_REASON_STOP, true);
     if (s->n_new >= s->max_new || dl_session_len(s->session) >= served->ctx)
         return end(s, CLI_REASON_LENGTH, true);
     s->state = CLI_SEQ_DECODE;

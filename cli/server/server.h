@@ -14,6 +14,7 @@
 #include "dl/sampler.h"
 #include "dl/session.h"
 #include "dl/text.h"
+#include "grammar.h"
 #include "metrics.h"
 #include "request.h"
 
@@ -168,7 +169,8 @@ struct cli_seq {
     struct dl_sampler sampler;
     struct dl_stops stops;
     struct dl_decoder decoder;
-    struct dl_tokens counted; /* distinct tokens of the answer, and below how often: for penalties */
+    struct cli_grammar_state form; /* how far it is, where a format is asked for */
+    struct dl_tokens counted;      /* distinct tokens of the answer, and below how often: for penalties */
     struct dl_tokens counts;
     uint64_t n_new, max_new;
     uint64_t last_ns;   /* when its last token came */
@@ -182,7 +184,8 @@ struct cli_seq {
 struct cli_job {
     struct cli_server *server;
     struct cli_request req;
-    struct dl_tokens *prompts; /* (n_prompts) */
+    struct dl_tokens *prompts;  /* (n_prompts) */
+    struct cli_grammar grammar; /* of answers that are held to a format */
     uint32_t n_prompts, n_seqs;
     uint64_t id, client; /* client: whose turn it is is decided by this */
     int64_t created;

@@ -1,11 +1,12 @@
 /* SPDX-License-Identifier: MIT
  *
- * tests/fuzz/fuzz_request.c: bodies of requests, of every endpoint that reads one.
+ * tests/fuzz/fuzz_request.c: bodies of requests, of every endpoint that reads one, and the schemas within them.
  */
 #include <stdlib.h>
 #include <string.h>
 
 #include "request.h"
+#include "schema.h"
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t n);
 
@@ -24,6 +25,14 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t n)
         if (!err &&
             (r.n * (r.n_prompts ? r.n_prompts : 1) > CLI_REQ_MAX_CHOICES || !(r.temperature >= 0) || !(r.top_p <= 1)))
             abort();
+        if (!err && r.format != CLI_FORMAT_TEXT) {
+            struct cli_grammar g;
+            char why[200];
+            int bad = cli_schema_grammar(r.schema, &g, why, sizeof why);
+            if (!bad != !*why)
+                abort();
+            cli_grammar_finish(&g);
+        }
         cli_request_finish(&r);
     } else if (data[0] % 4 == 2) {
         struct cli_req_tokenize t;
