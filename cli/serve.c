@@ -88,17 +88,6 @@ static int describe(const struct cli_opts *o, const struct cli_engine *e, struct
     return cli_find_template(o, e, &out->kind);
 }
 
-/* What this process holds of the model, for those who look at the cluster. */
-static void describe_node(const struct cli_engine *e, struct cli_node_info *n)
-{
-    *n = (struct cli_node_info){.name = "root", .share = 1};
-    n->weight_bytes = e->info.weight_bytes;
-    n->kv_bytes = e->info.kv_bytes;
-    n->act_bytes = e->info.act_bytes;
-    for (uint32_t i = 0; i < e->n_devices; i++)
-        copy_name(n->devices[n->n_devices++], sizeof n->devices[0], e->devices[i]->name);
-}
-
 /* A cluster loses nodes and gets them back: with fewer of them it is as good as well. */
 static void on_health(void *server, const struct dl_engine_health *now)
 {
@@ -109,7 +98,6 @@ static void on_health(void *server, const struct dl_engine_health *now)
 static int serve(const struct cli_opts *o, struct cli_server *s, struct cli_engine *e)
 {
     struct cli_served served;
-    struct cli_node_info node;
     e->max_sessions = s->opts.parallel;
     e->progress = cli_server_progress;
     e->progress_ud = s;
@@ -120,8 +108,7 @@ static int serve(const struct cli_opts *o, struct cli_server *s, struct cli_engi
         err = describe(o, e, &served);
     if (err)
         return err;
-    describe_node(e, &node);
-    cli_server_ready(s, &served, &node);
+    cli_server_ready(s, &served);
     cli_interrupt_begin_service();
     if (!o->quiet)
         fprintf(stderr, "%s is served on %s, context %u tokens, %u answers at once. Ctrl-C ends it.\n", served.name,

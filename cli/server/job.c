@@ -112,7 +112,7 @@ int cli_job_tokenize(struct cli_job *job, const struct cli_served *served, struc
 int cli_job_submit(struct cli_job *job, struct cli_req_error *error)
 {
     struct cli_server *s = job->server;
-    if (s->state != CLI_SERVER_READY)
+    if (s->state != CLI_SERVER_READY && s->state != CLI_SERVER_HEALING) /* those who come meanwhile see a pause */
         return cli_req_refuse(error, 503, NULL, NULL, "the server is not ready (%s)%s%.200s",
                               cli_server_state_name(s->state), *s->why ? ": " : "", s->why);
     if (s->n_queued + s->n_running >= s->opts.queue + s->opts.parallel)

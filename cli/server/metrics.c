@@ -4,6 +4,8 @@
  */
 #include "metrics.h"
 
+#include <stdio.h>
+
 static const double seconds[] = {0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300};
 static const double tokens[] = {1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192};
 _Static_assert(DL_COUNT_OF(seconds) == CLI_HISTOGRAM_MOST && DL_COUNT_OF(tokens) == CLI_HISTOGRAM_MOST,
@@ -92,14 +94,34 @@ int cli_metrics_text(const struct cli_metrics *m, struct dl_str *out)
     histogram(&w, "token_seconds", "Time between two tokens of an answer.", &m->token_seconds, seconds);
     histogram(&w, "request_seconds", "Time from a request to the end of its answer.", &m->request_seconds, seconds);
     histogram(&w, "batch_tokens", "Tokens of one batch.", &m->batch_tokens, tokens);
-    const struct dl_engine_stats *e = &m->engine;
+    return w.err;
+}
+
+int cli_metrics_nodes(const struct dl_node_stats *nodes, uint32_t n, struct dl_str *out)
+{
+    struct writer w = {.out = out};
+    char labels[80];
     head(&w, "node_seconds_total", "counter", "Where the time of a node went while it worked.");
-    value(&w, "node_seconds_total", "{node=\"0\",state=\"compute\"}", (double)e->compute_ns * 1e-9);
-    value(&w, "node_seconds_total", "{node=\"0\",state=\"exchange\"}", (double)e->exchange_ns * 1e-9);
-    value(&w, "node_seconds_total", "{node=\"0\",state=\"exchange_hidden\"}", (double)e->exchange_hidden_ns * 1e-9);
-    value(&w, "node_seconds_total", "{node=\"0\",state=\"idle\"}", (double)e->idle_ns * 1e-9);
+    for (uint32_t i = 0; i < n; i++) {
+        const struct dl_engine_stats *e = &nodes[i].stats;
+        const struct {
+            const char *state;
+            uint64_t ns;
+        } parts[] = {{"compute", e->compute_ns},
+                     {"exchange", e->exchange_ns},
+                     {"exchange_hidden", e->exchange_hidden_ns},
+                     {"idle", e->idle_ns}};
+        for (size_t k = 0; k < DL_COUNT_OF(parts); k++) {
+            snprintf(labels, sizeof labels, "{node=\"%u\",state=\"%s\"}", i, parts[k].state);
+            value(&w, "node_seconds_total", labels, (double)parts[k].ns * 1e-9);
+        }
+    }
     head(&w, "node_bytes_total", "counter", "What a node sent to others and received from them.");
-    value(&w, "node_bytes_total", "{node=\"0\",direction=\"sent\"}", (double)e->sent_bytes);
-    value(&w, "node_bytes_total", "{node=\"0\",direction=\"received\"}", (double)e->received_bytes);
+    for (uint32_t i = 0; i < n; i++) {
+        snprintf(labels, sizeof labels, "{node=\"%u\",direction=\"sent\"}", i);
+        value(&w, "node_bytes_total", labels, (double)nodes[i].stats.sent_bytes);
+        snprintf(labels, sizeof labels, "{node=\"%u\",direction=\"received\"}", i);
+        value(&w, "node_bytes_total", labels, (double)nodes[i].stats.received_bytes);
+    }
     return w.err;
 }

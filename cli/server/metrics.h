@@ -21,12 +21,12 @@ struct cli_metrics {
     uint64_t steps;
     struct cli_histogram queue_seconds, first_token_seconds, token_seconds, request_seconds, batch_tokens;
     uint32_t queued, running; /* now */
-    struct dl_engine_stats engine;
 };
 
 void cli_metrics_seconds(struct cli_histogram *h, uint64_t ns);
 void cli_metrics_tokens(struct cli_histogram *h, uint64_t n);
 /* Appends the text format of Prometheus, version 0.0.4. */
 int cli_metrics_text(const struct cli_metrics *m, struct dl_str *out);
+int cli_metrics_nodes(const struct dl_node_stats *nodes, uint32_t n, struct dl_str *out);
 
 #endif

@@ -82,10 +82,23 @@ static enum MHD_Result metrics(struct cli_http *h, const char *path)
     m.running = s->n_running;
     pthread_mutex_unlock(&s->lock);
     int err = cli_metrics_text(&m, &text);
+    pthread_mutex_lock(&s->lock);
+    if (!err)
+        err = cli_metrics_nodes(s->nodes, s->n_nodes, &text);
+    pthread_mutex_unlock(&s->lock);
     enum MHD_Result done =
         err ? MHD_NO : cli_http_bytes(h, 200, "text/plain; version=0.0.4; charset=utf-8", text.v, text.len);
     dl_str_finish(&text);
     return done;
+}
+
+static json_t *node_json(const struct dl_node_stats *n)
+{
+    const struct dl_engine_stats *e = &n->stats;
+    return json_pack("{s:s,s:s,s:f,s:f,s:f,s:f,s:f,s:I,s:I}", "name", n->name, "device", n->device, "share", n->share,
+                     "compute_ms", (double)e->compute_ns / 1e6, "exchange_ms", (double)e->exchange_ns / 1e6,
+                     "exchange_hidden_ms", (double)e->exchange_hidden_ns / 1e6, "idle_ms", (double)e->idle_ns / 1e6,
+                     "sent_bytes", (json_int_t)e->sent_bytes, "received_bytes", (json_int_t)e->received_bytes);
 }
 
 static enum MHD_Result cluster(struct cli_http *h, const char *path)
@@ -94,27 +107,15 @@ static enum MHD_Result cluster(struct cli_http *h, const char *path)
     struct cli_server *s = h->server;
     pthread_mutex_lock(&s->lock);
     json_t *nodes = json_array();
-    for (uint32_t i = 0; i < s->n_nodes; i++) {
-        const struct cli_node_info *n = &s->nodes[i];
-        const struct dl_engine_stats *e = &s->metrics.engine;
-        json_t *devices = json_array();
-        for (uint32_t d = 0; d < n->n_devices; d++)
-            json_array_append_new(devices, json_string(n->devices[d]));
-        json_t *node = json_pack("{s:s,s:s,s:o,s:f,s:I,s:I,s:I}", "name", n->name, "state", "ok", "devices", devices,
-                                 "share", n->share, "weight_bytes", (json_int_t)n->weight_bytes, "kv_bytes",
-                                 (json_int_t)n->kv_bytes, "activation_bytes", (json_int_t)n->act_bytes);
-        if (!i)
-            json_object_update_new(
-                node, json_pack("{s:f,s:f,s:f,s:f,s:I,s:I}", "compute_ms", (double)e->compute_ns / 1e6, "exchange_ms",
-                                (double)e->exchange_ns / 1e6, "exchange_hidden_ms", (double)e->exchange_hidden_ns / 1e6,
-                                "idle_ms", (double)e->idle_ns / 1e6, "sent_bytes", (json_int_t)e->sent_bytes,
-                                "received_bytes", (json_int_t)e->received_bytes));
-        json_array_append_new(nodes, node);
-    }
-    json_t *v = json_pack("{s:s,s:s,s:s,s:i,s:i,s:i,s:I,s:I,s:o}", "state", cli_server_state_name(s->state), "why",
-                          s->why, "model", s->served.name, "ctx", (int)s->served.ctx, "running", (int)s->n_running,
-                          "queued", (int)s->n_queued, "prompt_tokens", (json_int_t)s->metrics.prompt_tokens,
-                          "generated_tokens", (json_int_t)s->metrics.generated_tokens, "nodes", nodes);
+    for (uint32_t i = 0; i < s->n_nodes; i++)
+        json_array_append_new(nodes, node_json(&s->nodes[i]));
+    json_t *v =
+        json_pack("{s:s,s:s,s:s,s:i,s:i,s:i,s:I,s:I,s:i,s:o,s:{s:I,s:I,s:I}}", "state", cli_server_state_name(s->state),
+                  "why", s->why, "model", s->served.name, "ctx", (int)s->served.ctx, "running", (int)s->n_running,
+                  "queued", (int)s->n_queued, "prompt_tokens", (json_int_t)s->metrics.prompt_tokens, "generated_tokens",
+                  (json_int_t)s->metrics.generated_tokens, "nodes_in_all", (int)s->n_all, "nodes", nodes, "memory",
+                  "weight_bytes", (json_int_t)s->weight_bytes, "kv_bytes", (json_int_t)s->kv_bytes, "activation_bytes",
+                  (json_int_t)s->act_bytes);
     pthread_mutex_unlock(&s->lock);
     return cli_http_json(h, 200, v);
 }

@@ -441,6 +441,32 @@ static void heal(struct cli_sched *q, const char *why)
         fail_all(q, true, 503, why);
 }
 
+/* What every node has done so far, for those who look at it. */
+static void ask_nodes(struct cli_sched *q)
+{
+    uint32_t cap = q->e->workers.n + 1, n = 0;
+    struct dl_node_stats *v = dl_calloc(cap, sizeof *v);
+    if (!v)
+        return; /* then the old ones are looked at */
+    int err = dl_engine_nodes(q->e->engine, v, cap, &n);
+    struct cli_server *s = q->s;
+    struct dl_engine_info info;
+    dl_engine_info(q->e->engine, &info);
+    pthread_mutex_lock(&s->lock);
+    if (!err) {
+        struct dl_node_stats *old = s->nodes;
+        s->nodes = v;
+        s->n_nodes = DL_MIN(n, cap);
+        v = old;
+    }
+    s->n_all = cap;
+    s->weight_bytes = info.weight_bytes;
+    s->kv_bytes = info.kv_bytes;
+    s->act_bytes = info.act_bytes;
+    pthread_mutex_unlock(&s->lock);
+    free(v); /* a node that is lost: the next step does something about it */
+}
+
 static void step(struct cli_sched *q)
 {
     char why[300];
@@ -449,6 +475,8 @@ static void step(struct cli_sched *q)
     cli_capture_begin(why, sizeof why, true);
     int err = dl_engine_step(q->e->engine, q->items, q->n_items);
     cli_capture_end();
+    if (err == DL_ECANCELED) /* Ctrl-C, while nodes were waited for */
+        return;
     if (err == DL_EDEVICE || err == DL_EPEER || err == DL_ETIMEDOUT || err == DL_ENOMEM || err == DL_EIO) {
         heal(q, *why ? why : dl_err_text(err));
         return;
@@ -459,11 +487,9 @@ static void step(struct cli_sched *q)
     }
     after_step(q);
     cli_pace_learn(&q->pace, q->n_decode, q->n_tokens - q->n_decode, dl_now_ns() - start);
-    struct dl_engine_stats stats;
-    dl_engine_stats(q->e->engine, &stats);
+    q->worked = true;
     pthread_mutex_lock(&s->lock);
     s->metrics.steps++;
-    s->metrics.engine = stats;
     cli_metrics_tokens(&s->metrics.batch_tokens, q->n_tokens);
     pthread_mutex_unlock(&s->lock);
 }
@@ -502,6 +528,9 @@ static void sweep(struct cli_sched *q)
         return;
     q->swept_ns = now;
     cli_http_sweep(q->s);
+    if (q->worked || !q->s->n_nodes)
+        ask_nodes(q);
+    q->worked = false;
 }
 
 static void serve(struct cli_sched *q, dl_stop_fn *stop)

@@ -19,6 +19,7 @@ struct cli_sched {
     uint32_t n_items, n_tokens, n_decode;
     struct cli_pace pace;
     uint64_t swept_ns;
+    bool worked; /* since the nodes were asked last */
 };
 
 #endif

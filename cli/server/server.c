@@ -56,11 +56,20 @@ void cli_server_wake(struct cli_server *s)
     (void)n;
 }
 
+/* What goes into JSON: names of files and machines need not be UTF-8. */
+static void copy_text(char *to, size_t n, const char *text)
+{
+    size_t i = 0;
+    for (; text[i] && i + 1 < n; i++)
+        to[i] = (unsigned char)text[i] < 0x20 || (unsigned char)text[i] > 0x7e ? '?' : text[i];
+    to[i] = 0;
+}
+
 void cli_server_state(struct cli_server *s, enum cli_server_state state, const char *why)
 {
     pthread_mutex_lock(&s->lock);
     s->state = state;
-    snprintf(s->why, sizeof s->why, "%s", why);
+    copy_text(s->why, sizeof s->why, why);
     pthread_mutex_unlock(&s->lock);
 }
 
@@ -69,17 +78,15 @@ void cli_server_health(struct cli_server *s, bool well, const char *why)
     pthread_mutex_lock(&s->lock);
     if (s->state == CLI_SERVER_READY || s->state == CLI_SERVER_HEALING) {
         s->state = well ? CLI_SERVER_READY : CLI_SERVER_HEALING;
-        snprintf(s->why, sizeof s->why, "%s", why);
+        copy_text(s->why, sizeof s->why, why);
     }
     pthread_mutex_unlock(&s->lock);
 }
 
-void cli_server_ready(struct cli_server *s, const struct cli_served *served, const struct cli_node_info *root)
+void cli_server_ready(struct cli_server *s, const struct cli_served *served)
 {
     pthread_mutex_lock(&s->lock);
     s->served = *served;
-    s->nodes[0] = *root;
-    s->n_nodes = 1;
     s->state = CLI_SERVER_READY;
     pthread_mutex_unlock(&s->lock);
 }
@@ -199,5 +206,6 @@ void cli_server_close(struct cli_server *s)
     if (s->listen_fd >= 0)
         close(s->listen_fd);
     pthread_mutex_destroy(&s->lock);
+    free(s->nodes);
     *s = (struct cli_server){0};
 }

@@ -56,15 +56,6 @@ struct cli_served {
     struct cli_req_defaults defaults;
 };
 
-/* A node of the cluster, for those who want to see it. */
-struct cli_node_info {
-    char name[64];
-    char devices[16][128];
-    uint32_t n_devices;
-    double share;
-    uint64_t weight_bytes, kv_bytes, act_bytes;
-};
-
 struct cli_server {
     struct cli_server_opts opts;
     struct MHD_Daemon *daemon;
@@ -86,9 +77,10 @@ struct cli_server {
     size_t body_bytes; /* of requests that are being read */
     struct cli_metrics metrics;
     struct cli_served served;
-    struct cli_socket *sockets; /* all that are open */
-    struct cli_node_info nodes[1];
-    uint32_t n_nodes;
+    struct cli_socket *sockets;                 /* all that are open */
+    struct dl_node_stats *nodes;                /* (n_nodes), owned: as they were a moment ago */
+    uint32_t n_nodes, n_all;                    /* that compute, and when all are there */
+    uint64_t weight_bytes, kv_bytes, act_bytes; /* of this node */
 
     /* engine */
     struct cli_engine *e;
@@ -98,7 +90,7 @@ struct cli_server {
 /* Binds and starts to answer: 503 to what needs a model. Logged when it fails. */
 int cli_server_open(struct cli_server *s, const struct cli_server_opts *opts);
 /* The model is loaded: the requests that come from here on are taken. */
-void cli_server_ready(struct cli_server *s, const struct cli_served *served, const struct cli_node_info *root);
+void cli_server_ready(struct cli_server *s, const struct cli_served *served);
 /* A change of state with the reason. */
 void cli_server_state(struct cli_server *s, enum cli_server_state state, const char *why);
 /* Of its cluster, while it serves: whether steps can be done, and what is missing. Engine thread. */
