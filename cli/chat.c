@@ -92,7 +92,7 @@ static int answer(struct chat *c, const struct dl_str *text)
     return err;
 }
 
-/* A message. Failures of one answer (a context that is full, a GPU that is lost) do not end the chat. */
+/* A message. Failures of one answer (a context that is full, a GPU that is lost, a cluster without nodes enough) do not end the chat. */
 static int message(struct chat *c, const struct dl_str *text)
 {
     size_t before = c->n;
@@ -100,7 +100,7 @@ static int message(struct chat *c, const struct dl_str *text)
     if (err)
         return err;
     err = answer(c, text);
-    if (err == DL_ELIMIT || err == DL_EINVAL) {
+    if (err == DL_ELIMIT || err == DL_EINVAL || (err == DL_EPEER && c->g->e->cluster)) {
         cut(c, before);
         return DL_OK;
     }

@@ -113,6 +113,47 @@ static void a_device_that_breaks(void **state)
     rig_log_end();
 }
 
+static uint64_t slow_ns;
+static int slow_submit(dl_device *dev, dl_prog *prog, const struct dl_run_args *args, uint64_t wait, uint64_t signal)
+{
+    if (++submitted == broken_at)
+        dl_sleep_ns(slow_ns);
+    return true_fns->submit(dev, prog, args, wait, signal);
+}
+
+/* A node that keeps the others waiting: nobody knows which, so all get another chance, each time that it happens, but not twice in a row. */
+static void a_node_that_stops(void **state)
+{
+    (void)state;
+    struct heal h;
+    healthy(NULL);
+    heal_open(&h, NULL, 3);
+    dl_device *dev = h.r.workers[2].dev;
+    true_fns = dev->fns;
+    struct dl_device_fns slow = *dev->fns;
+    slow.submit = slow_submit;
+    dev->fns = &slow;
+    rig_log_begin();
+    struct dl_engine_opts o = rig_opts();
+    o.wait_ms = 300;
+    slow_ns = S;
+    assert_int_equal(heal_start(&h, o), 0);
+    for (int i = 0; i < 3; i++) {
+        submitted = 0;
+        broken_at = 8;
+        assert_int_equal(life(h.r.engine, h.r.prompt, got, got_row), 0);
+        assert_memory_equal(got, want, sizeof want);
+        assert_int_equal(h.connects, i + 2);
+        assert_int_equal(h.health.state, DL_HEALTH_READY);
+    }
+    assert_true(rig_log_has("a node lost in step "));
+    assert_true(rig_log_has(": a node keeps the others waiting; going on with 3 of 3 nodes"));
+    dev->fns = true_fns;
+    heal_end(&h);
+    heal_close(&h);
+    rig_log_end();
+}
+
 /* Only so much memory on a device, as its driver would say it. */
 static int scarce_create(dl_device *dev, const struct dl_buf_desc *desc, dl_buf **out)
 {
@@ -281,9 +322,10 @@ static void the_root_holds_its_share(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(sessions_and_rows),         cmocka_unit_test(a_device_that_breaks),
-        cmocka_unit_test(what_is_left_is_too_small), cmocka_unit_test(stopped_while_it_waits),
-        cmocka_unit_test(less_for_the_small_one),    cmocka_unit_test(the_root_holds_its_share),
+        cmocka_unit_test(sessions_and_rows),        cmocka_unit_test(a_device_that_breaks),
+        cmocka_unit_test(a_node_that_stops),        cmocka_unit_test(what_is_left_is_too_small),
+        cmocka_unit_test(stopped_while_it_waits),   cmocka_unit_test(less_for_the_small_one),
+        cmocka_unit_test(the_root_holds_its_share),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

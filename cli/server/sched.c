@@ -552,7 +552,8 @@ static void serve(struct cli_sched *q, dl_stop_fn *stop)
             step(q);
         else {
             wait_for_work(q, q->n_active ? 20 : IDLE_MS);
-            (void)dl_engine_tend(q->e->engine); /* what that means is for cli_server_health */
+            if (q->e->cluster)
+                (void)dl_engine_tend(q->e->engine); /* what that means is for cli_server_health */
         }
     }
 }

@@ -27,7 +27,7 @@
 
 struct eng_member {
     char name[160]; /* "node 2 (10.0.0.7:9990)" */
-    double share;
+    double share, first_share; /* now, and before it turned out to lack memory */
     unsigned faults;
     uint64_t fault_ns, not_before_ns;
     bool is_in, was_in;
@@ -154,6 +154,8 @@ static void punish(struct eng_heal *h)
             m->not_before_ns = now + FORGIVEN_NS;
         return;
     }
+    if (h->code == DL_EPEER) /* it may come back with more memory */
+        m->share = m->first_share;
     unsigned doublings = m->faults - (h->code == DL_EPEER ? 1 : 2);
     if (h->code == DL_EPEER || m->faults > 1)
         m->not_before_ns = now + (SECOND_NS << DL_MIN(doublings, LONGEST_LEAVE));
@@ -336,7 +338,11 @@ static bool grows(const struct eng_heal *h)
 int eng_heal_ready(dl_engine *e)
 {
     struct eng_heal *h = e->heal;
-    if (!h || (e->formed && !grows(h)))
+    if (!h)
+        return DL_OK;
+    if (e->formed)
+        h->unknowns = 0; /* the batch before went well */
+    if (e->formed && !grows(h))
         return DL_OK;
     tell(e, DL_HEALTH_HEALING);
     eng_unform(e, DL_OK, "");
@@ -372,7 +378,7 @@ int eng_heal_create(dl_engine *e, const struct dl_cluster *how)
     h->shares_given = shares;
     h->root_share = shares ? shares[0] : 1;
     for (uint32_t w = 0; w < n; w++) {
-        h->members[w].share = shares ? shares[w + 1] : 1;
+        h->members[w].share = h->members[w].first_share = shares ? shares[w + 1] : 1;
         snprintf(h->members[w].name, sizeof h->members[w].name, "node %u", w + 1);
     }
     return form_again(e);
