@@ -25,6 +25,7 @@ int cli_cmd_bench_link(const struct cli_opts *o);
 int cli_cmd_worker(const struct cli_opts *o);
 int cli_cmd_keygen(const struct cli_opts *o);
 int cli_cmd_serve(const struct cli_opts *o);
+int cli_cmd_plan(const struct cli_opts *o);
 
 /* Sends log lines elsewhere for a while (NULL: back to stderr). Only while no other thread runs. */
 void cli_log_to(dl_log_fn *fn, void *ud);
@@ -150,6 +151,8 @@ int cli_load_tokenizer(const char *model, const char *tokenizer, dl_tokenizer **
 int cli_load_devices(const struct cli_opts *o, struct cli_engine *e);
 /* --kv; f16 without. */
 int cli_kv_type(const struct cli_opts *o, enum dl_type *out);
+/* --split into n shares; *out NULL where it says auto, or is not there. */
+int cli_shares(const struct cli_opts *o, uint32_t n, double *v, const double **out);
 /* Opens what `auto` left. e->model may be NULL: the fastest device then, for any model. */
 int cli_choose_devices(const struct cli_opts *o, struct cli_engine *e);
 /* Everything: model (the demo without one), tokenizer, devices, engine. ctx: where --ctx is not given and the model knows

@@ -148,10 +148,17 @@ static int parse_split(const struct cli_opts *o, uint32_t n, double *out)
         out[i] = strtod(at, &end);
         if (end == at || !(out[i] > 0 && out[i] < 1e6) || *end != (i + 1 < n ? ':' : 0))
             return cli_usage("--split: '%s' is not auto or %u shares above 0 with colons between, one per %s", o->split,
-                             n, o->workers ? "node, root first" : "device");
+                             n, o->workers || o->nodes ? "node, root first" : "device");
         at = end + 1;
     }
     return DL_OK;
+}
+
+int cli_shares(const struct cli_opts *o, uint32_t n, double *v, const double **out)
+{
+    int err = o->split ? parse_split(o, n, v) : DL_OK;
+    *out = !err && o->split && v[0] > 0 ? v : NULL;
+    return err;
 }
 
 /* Several devices share the model as --split says, else by their measured speed. *out NULL: equally. */

@@ -21,7 +21,8 @@ static const struct cli_command commands[] = {
      cli_cmd_run},
     {"serve", "[MODEL]", CLI_SERVE, "Serves a model to many at once: OpenAI's HTTP API.",
      "dllama-vk serve model.gguf --listen 127.0.0.1:8080",
-     "Point any tool that speaks OpenAI's API at http://127.0.0.1:8080/v1. --temp and the like are for requests that do not say.\n"
+     "Point any tool that speaks OpenAI's API at http://127.0.0.1:8080/v1. --temp and the like are for requests that "
+     "do not say.\n"
      "Without MODEL, the built-in demo model is served. Ctrl-C or SIGTERM ends it, once running answers are done.",
      cli_cmd_serve},
     {"worker", "", CLI_WORKER, "Lends this machine's GPU or CPU to a root: whoever runs a model with --workers.",
@@ -48,9 +49,18 @@ static const struct cli_command commands[] = {
      cli_cmd_bench_ops},
     {"bench link", "[MODEL]", CLI_BENCH_LINK, "Measures the network between the nodes of a cluster.",
      "dllama-vk bench link --workers 192.168.1.5,192.168.1.6 --key cluster.key --shape llama3.1-8b",
-     "Round trips to each worker, and each way of adding up a partial sum over all nodes, for one token and for --batch\n"
+     "Round trips to each worker, and each way of adding up a partial sum over all nodes, for one token and for "
+     "--batch\n"
      "tokens of the model: the time it should take by the formulas, and the time it takes.",
      cli_cmd_bench_link},
+    {"plan", "[MODEL]", CLI_PLAN, "Shows how a model would be shared, what fits where, and how fast it would be.",
+     "dllama-vk plan --shape llama3.3-70b --nodes \"pc:400:24,old:40:32,nas:20:16\" --link 2.5gbe:0.3ms",
+     "No weights are loaded. Without --workers and --nodes: for the devices of this machine. What is there is "
+     "measured.\n"
+     "GB/s: what a node reads while it decodes (`devices` says it for a CPU; of a GPU, 80 % of what its memory can);\n"
+     "GiB: its free memory; GFLOP/s, for the speed of prompts, may be left out. PING is what `ping` says.\n"
+     "What does not fit is refused with the numbers.",
+     cli_cmd_plan},
     {"devices", "", CLI_DEVICES, "Shows what this machine can compute on.", "dllama-vk devices --json", NULL,
      cli_cmd_devices},
     {"inspect", "FILE", CLI_INSPECT, "Shows what is in a model or tokenizer file (.gguf, .m, .t).",

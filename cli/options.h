@@ -24,14 +24,16 @@ enum {
     CLI_PERPLEXITY = 16,
     CLI_WORKER = 32,
     CLI_KEYGEN = 64,
+    CLI_PLAN = 512,
     CLI_SERVE = 4096,
     CLI_BENCH = 1024,
     CLI_BENCH_OPS = 2048,
     CLI_BENCH_LINK = 8192,
     CLI_ALL = 16383,
-    CLI_COMPUTE = CLI_RUN | CLI_PERPLEXITY | CLI_BENCH | CLI_SERVE,
+    CLI_COMPUTE = CLI_RUN | CLI_PERPLEXITY | CLI_BENCH | CLI_SERVE | CLI_PLAN,
     CLI_ANSWER = CLI_RUN | CLI_SERVE,
     CLI_BENCHES = CLI_BENCH | CLI_BENCH_OPS | CLI_BENCH_LINK,
+    CLI_SHAPING = CLI_BENCHES | CLI_PLAN,
     CLI_ROOT = CLI_COMPUTE | CLI_BENCH_LINK,
     CLI_CLUSTER = CLI_COMPUTE | CLI_WORKER,
     CLI_LOCAL = CLI_CLUSTER | CLI_DEVICES | CLI_BENCH_OPS,
@@ -101,8 +103,8 @@ enum {
     X(NO_BOS, 0, "no-bos", NULL, FLAG, no_bos, 0, 0, CLI_TOKENIZE, "do not put BOS first")                           \
     X(NO_SPECIAL, 0, "no-special", NULL, FLAG, no_special, 0, 0, CLI_TOKENIZE, "special tokens are plain text")      \
     X(DECODE, 0, "decode", NULL, FLAG, decode, 0, 0, CLI_TOKENIZE, "ids on stdin (or -p, -f) to text")               \
-    X(SHAPE, 0, "shape", "NAME", STR, shape, 0, 0, CLI_BENCHES, "a model with made-up weights, instead of a file:")  \
-    X(LAYERS, 0, "layers", "N", UINT, layers, 1, DL_MAX_LAYERS, CLI_BENCHES, "cuts the --shape to N layers")         \
+    X(SHAPE, 0, "shape", "NAME", STR, shape, 0, 0, CLI_SHAPING, "a model with made-up weights, instead of a file:")  \
+    X(LAYERS, 0, "layers", "N", UINT, layers, 1, DL_MAX_LAYERS, CLI_SHAPING, "cuts the --shape to N layers")         \
     X(PP, 0, "pp", "N", UINT, pp, 0, 1u << 20, CLI_BENCH, "prompt tokens to measure, 0: none (default 288)")         \
     X(TG, 0, "tg", "N", UINT, tg, 0, 1u << 20, CLI_BENCH, "tokens to decode, 0: none (default 48)")                  \
     X(REPS, 0, "reps", "N", UINT, reps, 1, 100, CLI_BENCHES, "repetitions, beside one that warms up (default 5)")    \
@@ -110,8 +112,11 @@ enum {
       "tokens in the context before, e.g. 0,2K,4K (default 0; of ops 512)")                                          \
     X(PARALLEL, 0, "parallel", "N", UINT, parallel, 1, 256, CLI_BENCH | CLI_SERVE,                                   \
       "sequences at once (default 1, of serve 4), each may fill the context")                                        \
-    X(NODES, 0, "nodes", "N,...", STR, nodes, 0, 0, CLI_BENCH | CLI_BENCH_OPS,                                       \
-      "node counts to measure, e.g. 1,2,4 (default: all --workers; of ops 1,2,4,8)")                                 \
+    X(NODES, 0, "nodes", "LIST", STR, nodes, 0, 0, CLI_BENCH | CLI_BENCH_OPS | CLI_PLAN,                             \
+      "bench: node counts, e.g. 1,2,4 (default: all --workers; of ops 1,2,4,8)"                                      \
+      "\n                           plan: a cluster as name:GB/s:GiB[:GFLOP/s],... root first")                      \
+    X(LINK, 0, "link", "SPEED:PING", STR, link, 0, 0, CLI_PLAN,                                                      \
+      "network of --nodes: 1gbe, 10gbe, 940mbit; PING there and back (default 1gbe:0.2ms)")                          \
     X(COMPARE, 0, "compare", "OLD.json", STR, compare, 0, 0, CLI_BENCHES,                                            \
       "adds how much faster this is than what an earlier --json printed")                                            \
     X(PLOT, 0, "plot", "FILE.svg", STR, plot, 0, 0, CLI_BENCH, "draws the speeds over --depth or --nodes")           \
@@ -135,7 +140,7 @@ struct cli_list {
 struct cli_opts {
     const char *model; /* the operand: MODEL or FILE; NULL when absent */
     const char *prompt, *file, *prompt_ids, *tokenizer, *system, *chat_template, *device, *split, *kv, *dump_logits;
-    const char *workers, *wire, *collective, *listen, *key, *local, *shape, *depth, *nodes, *compare, *plot, *api_key,
+    const char *workers, *wire, *collective, *listen, *key, *local, *shape, *depth, *nodes, *compare, *plot, *link, *api_key,
         *cors;
     struct cli_list stop;
     uint64_t n, top_k, seed, ctx, batch, threads, cache_size, layers, pp, tg, reps, parallel, queue;

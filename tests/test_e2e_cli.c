@@ -38,6 +38,9 @@ static const struct {
       "--min-p", "--repeat-penalty", "--chat-template", "--device", "--threads", "--batch", "--kv", "--tokenizer",
       "--workers", "--split", "--wire", "--key", "--quiet", "--verbose"}},
     {"keygen", {"--quiet", "--json"}},
+    {"plan",
+     {"--shape", "--layers", "--nodes", "--link", "--workers", "--split", "--ctx", "--batch", "--kv", "--wire",
+      "--device", "--threads", "--key", "--insecure", "--quiet", "--json"}},
     {"tokenize", {"-p", "--no-bos", "--no-special", "--decode", "--tokenizer", "--quiet", "--verbose", "--json"}},
     {"perplexity",
      {"-f", "--ctx", "--batch", "--device", "--threads", "--kv", "--tokenizer", "--quiet", "--json", "--workers",
@@ -102,6 +105,7 @@ static void test_help(void **state)
                        : !strcmp(name, "bench link") ? CLI_BENCH_LINK
                        : !strcmp(name, "keygen")     ? CLI_KEYGEN
                        : !strcmp(name, "serve")      ? CLI_SERVE
+                       : !strcmp(name, "plan")       ? CLI_PLAN
                                                      : CLI_DEVICES;
         for (size_t i = 0; i < DL_COUNT_OF(table); i++)
             if (has_word(r.out, table[i].name) != ((table[i].commands & bit) != 0))

@@ -239,12 +239,13 @@ static int refuse(const struct eng_split_cost *c, const struct dl_split *s, uint
         weights += ph->mem_bytes * ph->amount + (ph->mem_kv - cache) * heads;
         kv += cache * heads;
     }
-    return dl_fail(
-        DL_ELIMIT,
-        "memory: %s needs %s (weights %s, KV cache %s for a context of %u, activations %s); free, of which a "
-        "twentieth stays so: %s (%s): add machines or memory, or use a smaller --ctx or --batch, or --kv q80",
-        c->in->model, size_text(all, weights + kv + act), size_text(w, weights), size_text(k, kv), ctx,
-        size_text(a, act), size_text(free_text, have), nodes);
+    double each = usable((uint64_t)(have / c->in->n_nodes), false) - c->act_base; /* > 0: none is too small */
+    return dl_fail(DL_ELIMIT,
+                   "memory: %s needs %s (weights %s, KV cache %s for a context of %u, activations %s); free, of which a "
+                   "twentieth stays so: %s (%s): some %.0f nodes like these would do, or a smaller --ctx or --batch, or "
+                   "--kv q80",
+                   c->in->model, size_text(all, weights + kv + act), size_text(w, weights), size_text(k, kv), ctx,
+                   size_text(a, act), size_text(free_text, have), nodes, ceil((weights + kv) / each) + 1);
 }
 
 /* Sizes and times of the slices that are in s->parts. */

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: MIT
  *
  * engine/run/balance.c: from what the nodes of a cluster have measured to their slices. The search itself is dl_split_make; here is what only a
- * real cluster has: machines that are shared, nodes that turned out to lack memory, and somebody to tell.
+ * real cluster has: machines that are shared, nodes that turned out to lack memory, and somebody to tell. And who only wants to know.
  */
 #include "cluster.h"
 #include "dl/split.h"
@@ -11,8 +11,8 @@
 #include <stdlib.h>
 #include <string.h>
 
-#define ALIKE 0.1 /* rates that differ by less are those of equal nodes */
-#define NAME_BYTES 128u
+#define NAME_BYTES 384u
+#define SURVEY_NS UINT64_C(120000000000) /* nobody takes this long to measure itself */
 
 /* Nodes of one machine with the same device are equal, whatever it was doing while they measured. */
 static bool twins(const struct eng_cluster *c, uint32_t a, uint32_t b)
@@ -51,26 +51,38 @@ static uint64_t memory_of(const dl_engine *e, uint32_t node)
     return DL_MIN(r[node].memory, most / n);
 }
 
-struct naming {
-    struct dl_split_node node;
-    char name[NAME_BYTES];
-};
-
-static void describe(const struct eng_cluster *c, uint32_t i, struct naming *out)
+static void describe(const struct eng_cluster *c, uint32_t i, char name[NAME_BYTES], struct dl_split_node *out)
 {
     const dl_engine *e = c->e;
     struct dl_device_rate r = mean_rate(c, i);
-    const char *who = i ? c->peers[i - 1].link.who : "root",
-               *device = i ? c->peers[i - 1].device : e->nodes[0].dev->name;
+    const char *who = i ? c->peers[i - 1].link.who : "root";
+    const char *device = i ? c->peers[i - 1].device : e->nodes[0].dev->name;
     size_t len = strlen(who), tail = i ? strlen(device) + 3 : 0; /* "node 2 at 10.0.0.7:9990 (cpu ...)" */
-    snprintf(out->name, sizeof out->name, "%.*s", (int)(len > tail ? len - tail : len), who);
-    out->node = (struct dl_split_node){.name = out->name,
-                                       .device = device,
-                                       .bytes_per_s = r.bytes_per_s,
-                                       .op_ns = r.op_ns,
-                                       .submit_ns = r.submit_ns,
-                                       .flops = r.flops,
-                                       .memory = memory_of(e, i)};
+    snprintf(name, NAME_BYTES, "%.*s", (int)(len > tail ? len - tail : len), who);
+    *out = (struct dl_split_node){.name = name,
+                                  .device = device,
+                                  .bytes_per_s = r.bytes_per_s,
+                                  .op_ns = r.op_ns,
+                                  .submit_ns = r.submit_ns,
+                                  .flops = r.flops,
+                                  .memory = memory_of(e, i)};
+}
+
+/* *names is what the nodes' names are in; both are the caller's to free. */
+static int describe_all(const dl_engine *e, struct dl_split_node **nodes, char **names)
+{
+    *nodes = dl_calloc(e->n_slices, sizeof **nodes);
+    *names = dl_calloc(e->n_slices, NAME_BYTES);
+    if (!*nodes || !*names)
+        return DL_ENOMEM;
+    for (uint32_t i = 0; i < e->n_slices; i++)
+        describe(e->cluster, i, *names + (size_t)i * NAME_BYTES, &(*nodes)[i]);
+    return DL_OK;
+}
+
+static struct dl_split_link link_of(const dl_engine *e)
+{
+    return (struct dl_split_link){(double)e->link.latency_ns, e->link.bytes_per_s, e->link_nodes};
 }
 
 static int log_lines(enum dl_log_level level, struct dl_str *s)
@@ -104,14 +116,10 @@ int eng_balance(dl_engine *e)
 {
     const struct dl_engine_opts *o = &e->opts;
     const uint32_t n = e->n_slices;
-    struct dl_split_node *nodes = dl_calloc(n, sizeof *nodes);
-    struct naming *names = dl_calloc(n, sizeof *names);
+    struct dl_split_node *nodes;
+    char *names;
     double shares[ENG_MOST_NODES];
-    int err = nodes && names ? DL_OK : DL_ENOMEM;
-    for (uint32_t i = 0; !err && i < n; i++) {
-        describe(e->cluster, i, &names[i]);
-        nodes[i] = names[i].node;
-    }
+    int err = describe_all(e, &nodes, &names);
     if (!err && e->heal) { /* which are less than 1 where a node could not make room for what it was to have */
         (void)eng_heal_shares(e, shares);
         for (uint32_t i = 0; i < n; i++)
@@ -123,8 +131,8 @@ int eng_balance(dl_engine *e)
                                 .types = &e->types,
                                 .nodes = nodes,
                                 .n_nodes = n,
-                                .link = {(double)e->link.latency_ns, e->link.bytes_per_s, e->link_nodes},
-                                .alike = ALIKE,
+                                .link = link_of(e),
+                                .alike = DL_SPLIT_ALIKE,
                                 .ctx = e->kv.refs ? e->ctx : o->ctx,
                                 .max_batch = o->max_batch,
                                 .max_out = o->max_out,
@@ -144,4 +152,54 @@ int eng_balance(dl_engine *e)
     free(nodes);
     free(names);
     return err;
+}
+
+/* -------------------------------------------------------------------------------------------------- survey */
+
+int dl_cluster_survey(const dl_model *model, dl_device *dev, dl_transport *t, const char *rates_file,
+                      struct dl_cluster_survey *out)
+{
+    *out = (struct dl_cluster_survey){0};
+    dl_engine *e = dl_calloc(1, sizeof *e);
+    if (e)
+        e->nodes = dl_calloc(1, sizeof *e->nodes);
+    if (!e || !e->nodes) {
+        dl_transport_close(&t);
+        free(e);
+        return DL_ENOMEM;
+    }
+    e->model = model;
+    e->h = dl_model_header(model);
+    e->opts.rates_file = rates_file;
+    e->balance = true;
+    e->wait_ns = SURVEY_NS;
+    e->n_nodes = 1;
+    e->nodes[0] = (struct eng_node){.dev = dev, .transport = t};
+    e->n_slices = (uint32_t)dl_transport_n_nodes(t);
+    int err = dl_model_types(model, &e->types);
+    if (!err)
+        err = eng_cluster_join(e, t);
+    if (!err)
+        err = eng_cluster_measure(e->cluster, true);
+    if (!err)
+        err = describe_all(e, &out->nodes, &out->names);
+    for (uint32_t i = 0; !err && i < e->n_slices; i++) { /* the devices' names are the engine's */
+        char *name = out->names + (size_t)i * NAME_BYTES;
+        size_t n = strlen(name);
+        snprintf(name + n, NAME_BYTES - n, "%c%s", 0, out->nodes[i].device);
+        out->nodes[i].device = n + 1 < NAME_BYTES ? name + n + 1 : NULL;
+    }
+    out->n_nodes = e->n_slices;
+    out->link = link_of(e);
+    dl_engine_destroy(&e);
+    if (err)
+        dl_cluster_survey_finish(out);
+    return err;
+}
+
+void dl_cluster_survey_finish(struct dl_cluster_survey *s)
+{
+    free(s->nodes);
+    free(s->names);
+    *s = (struct dl_cluster_survey){0};
 }

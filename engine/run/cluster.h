@@ -55,8 +55,8 @@ int eng_cluster_join(dl_engine *e, dl_transport *t);
 void eng_cluster_leave(struct eng_cluster *c, int err, const char *why);
 void eng_cluster_destroy(struct eng_cluster **c); /* nulls, accepts &NULL */
 /* cluster_measure.c: asks all for their memory, and lets them measure themselves and the network, as the root does meanwhile, if that is not
- * remembered: into e->rates and e->link. */
-int eng_cluster_measure(struct eng_cluster *c);
+ * remembered, or in any case (anew): into e->rates and e->link. */
+int eng_cluster_measure(struct eng_cluster *c, bool anew);
 
 /* A new phase, in which something is expected of everyone. */
 void eng_cluster_phase(struct eng_cluster *c, const char *fmt, ...) DL_PRINTF(2, 3);

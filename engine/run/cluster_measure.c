@@ -99,7 +99,7 @@ static int measure_all(struct eng_cluster *c, const struct eng_measure *m)
     return err ? eng_cluster_lost(c, err) : DL_OK;
 }
 
-int eng_cluster_measure(struct eng_cluster *c)
+int eng_cluster_measure(struct eng_cluster *c, bool anew)
 {
     dl_engine *e = c->e;
     struct names names = {0};
@@ -108,7 +108,7 @@ int eng_cluster_measure(struct eng_cluster *c)
     e->rates = dl_calloc(e->n_slices, sizeof *e->rates);
     int err = e->rates ? names_init(c, &names) : DL_ENOMEM;
     struct eng_rates_key key = {m.dim, m.weight, names.who, names.n};
-    if (!err && e->opts.rates_file && eng_rates_recall(e->opts.rates_file, &key, e->rates, &link)) {
+    if (!err && !anew && e->opts.rates_file && eng_rates_recall(e->opts.rates_file, &key, e->rates, &link)) {
         m.speed = m.link = false;
         e->link = link.speed;
         e->link_nodes = link.n_nodes;

@@ -240,7 +240,7 @@ int eng_form(dl_engine *e, dl_transport *t)
     if (!err && t && e->n_slices > 1)
         err = eng_cluster_join(e, t);
     if (!err && e->cluster && e->opts.measure)
-        err = eng_cluster_measure(e->cluster);
+        err = eng_cluster_measure(e->cluster, false);
     for (uint32_t d = 0; d < e->n_nodes; d++) { /* measuring has counted, too */
         e->nodes[d].device_base = e->nodes[d].dev->device_at;
         e->nodes[d].host_base = e->nodes[d].dev->host_at;

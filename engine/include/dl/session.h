@@ -8,6 +8,7 @@
 
 #include "dl/device.h"
 #include "dl/model.h"
+#include "dl/split.h"
 #include "dl/transport.h"
 
 typedef struct dl_engine dl_engine;
@@ -209,6 +210,20 @@ int dl_engine_step(dl_engine *engine, struct dl_step_item *items, uint32_t n_ite
 /* A wanted row of the last step in full, for whom its candidates do not suffice. Rows count in the order of the items. As
  * item.logits. DL_EINVAL where there is no such row. */
 int dl_engine_logits(dl_engine *engine, uint32_t row, float **logits);
+
+/* What is known of a cluster that was only looked at: for dl_split_input. */
+struct dl_cluster_survey {
+    struct dl_split_node *nodes; /* (n_nodes), the root first */
+    uint32_t n_nodes;
+    struct dl_split_link link;
+    char *names; /* owns their texts */
+};
+/* As the root, lets the workers and dev measure themselves with this model's shape, and all the network, and says goodbye. No weights are
+ * needed. Owns the transport. What was measured is put into rates_file (may be NULL), for engines that are made later. Errors as of
+ * dl_engine_create. */
+int dl_cluster_survey(const dl_model *model, dl_device *dev, dl_transport *t, const char *rates_file,
+                      struct dl_cluster_survey *out);
+void dl_cluster_survey_finish(struct dl_cluster_survey *s);
 
 /* --------------------------------------------------------------------------------------------------- network */
 

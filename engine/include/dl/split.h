@@ -27,6 +27,8 @@ struct dl_split_link {
     uint32_t of_nodes;
 };
 
+#define DL_SPLIT_ALIKE 0.1 /* `alike` for rates that were measured */
+
 struct dl_split_input {
     const char *model; /* its name, for messages */
     const struct dl_model_header *h;
