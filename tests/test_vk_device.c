@@ -153,6 +153,13 @@ static void wait_before_signal(const char *disable)
     assert_true(dl_now_ns() - start >= 20 * MS);
     assert_int_equal(dl_device_host_signal(r.dev, 4), DL_OK);
     assert_int_equal(dl_device_wait(r.dev, 10, 5 * MS), DL_ETIMEDOUT);
+    /* Copies would queue behind what waits, perhaps for this very thread. */
+    float value = 7;
+    assert_int_equal(dl_buf_write(r.dev, r.bufs[1], 0, &value, 4), DL_EINVAL);
+    assert_int_equal(dl_buf_read(r.dev, r.bufs[1], 0, &value, 4), DL_EINVAL);
+    assert_int_equal(logged.n, 2);
+    assert_non_null(strstr(logged.last, "waits for host value 5, 4 is the highest"));
+    logged = (struct test_log){0};
     struct later l = {r.dev, 5, 20};
     pthread_t t;
     assert_int_equal(pthread_create(&t, NULL, signal_later, &l), 0);

@@ -62,15 +62,34 @@ static int range_check(const dl_device *dev, const dl_buf *buf, uint64_t offset,
     return DL_OK;
 }
 
+/* A copy that has to wait for a program that waits for a signal that only the caller's thread can give would never end. */
+static int copy_check(dl_device *dev, const dl_buf *buf)
+{
+    uint64_t raised = atomic_load(&dev->host_raised);
+    if (dev->host_at <= raised)
+        return DL_OK;
+    int err = dev->fns->wait(dev, dev->device_at, 0);
+    if (err != DL_ETIMEDOUT)
+        return err; /* all is finished, or the device failed */
+    return dl_fail(DL_EINVAL,
+                   "%s: buffer %s cannot be copied: a submitted program waits for host value %llu, %llu is the highest "
+                   "so far; raise it first",
+                   dev->name, buf->desc.name, (unsigned long long)dev->host_at, (unsigned long long)raised);
+}
+
 int dl_buf_write(dl_device *dev, dl_buf *buf, uint64_t offset, const void *bytes, size_t n)
 {
     int err = range_check(dev, buf, offset, n, true);
+    if (!err && n)
+        err = copy_check(dev, buf);
     return err || !n ? err : dev->fns->buf_write(dev, buf, offset, bytes, n);
 }
 
 int dl_buf_read(dl_device *dev, dl_buf *buf, uint64_t offset, void *bytes, size_t n)
 {
     int err = range_check(dev, buf, offset, n, false);
+    if (!err && n)
+        err = copy_check(dev, buf);
     return err || !n ? err : dev->fns->buf_read(dev, buf, offset, bytes, n);
 }
 
@@ -125,6 +144,9 @@ int dl_device_submit(dl_device *dev, dl_prog *prog, const struct dl_run_args *ar
 
 int dl_device_host_signal(dl_device *dev, uint64_t value)
 {
+    uint64_t before = atomic_load(&dev->host_raised);
+    while (before < value && !atomic_compare_exchange_weak(&dev->host_raised, &before, value))
+        ;
     return dev->fns->host_signal(dev, value);
 }
 

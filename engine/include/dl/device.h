@@ -9,6 +9,8 @@
 #ifndef DL_DEVICE_H
 #define DL_DEVICE_H
 
+#include <stdatomic.h>
+
 #include "dl/op.h"
 
 typedef struct dl_device dl_device;
@@ -65,6 +67,7 @@ struct dl_device {
     uint64_t
         device_at; /* kept by the front: highest signal submitted so far, and highest host value waited for. Whoever */
     uint64_t host_at; /* uses an idle device next counts on from there */
+    _Atomic uint64_t host_raised; /* the front's, too: highest value that dl_device_host_signal was given */
     dl_progress_fn *progress; /* whoever owns the device may set these: told by dl_prog_create about kernels that it compiles */
     void *progress_ud;        /* and measures, which is slow at a first start. NULL: nobody is */
 };
@@ -84,7 +87,8 @@ int dl_buf_create(dl_device *dev, const struct dl_buf_desc *desc, dl_buf **out);
 int dl_buf_import(dl_device *dev, const struct dl_buf_desc *desc, const void *bytes, dl_buf **out);
 void dl_buf_destroy(dl_device *dev, dl_buf **buf); /* no submitted program uses it any more; nulls, accepts &NULL */
 
-/* Copies; blocks until the bytes may be reused / are there. A WEIGHT buffer is written in whole rows, each once, before
+/* Copies; blocks until the bytes may be reused / are there. Copies queue behind what was submitted: while a submitted program waits for a
+ * host value that was not raised yet, they are refused (DL_EINVAL), since they could wait for ever. A WEIGHT buffer is written in whole rows, each once, before
  * the first program that uses it is submitted; it is not read back. */
 int dl_buf_write(dl_device *dev, dl_buf *buf, uint64_t offset, const void *bytes, size_t n);
 int dl_buf_read(dl_device *dev, dl_buf *buf, uint64_t offset, void *bytes, size_t n);
