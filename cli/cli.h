@@ -187,7 +187,9 @@ struct cli_gen {
     FILE *dump;      /* logits, or NULL */
     bool want_nodes; /* statistics */
     const char *dump_name;
+    const struct cli_opts *fall_back; /* a GPU that fails is replaced by the CPU, and the answer goes on; NULL: it fails */
 
+    struct dl_tokens so_far; /* all that the session has, or should have */
     struct dl_str text;
     uint64_t n_prompt, n_evaluated; /* evaluated: without the prefix that the session held already */
     uint64_t n_new, n_steps;        /* tokens of the answer; decode steps that were evaluated */

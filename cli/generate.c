@@ -87,6 +87,21 @@ static int32_t pick(const struct cli_gen *g, const struct dl_step_item *last)
                        : dl_fail(DL_EDEVICE, "sampler: no logit is a number: the device computes nonsense");
 }
 
+/* After a GPU failed, which has been said: the same tokens on the CPU. `err` where there is no other way. */
+static int resume(struct cli_gen *g, int err, struct dl_step_item *last)
+{
+    if (!g->fall_back || (err != DL_EDEVICE && err != DL_ENOMEM))
+        return err;
+    dl_session_destroy(&g->session);
+    int failed = cli_fall_back(g->fall_back, g->e);
+    g->fall_back = NULL;
+    if (!failed)
+        failed = dl_session_create(g->e->engine, &g->session);
+    if (!failed)
+        failed = dl_session_feed(g->session, g->so_far.v, g->so_far.len, cli_interrupted, NULL, last);
+    return failed;
+}
+
 /* at: the last step, whose result the first token comes from. */
 static int decode(struct cli_gen *g, struct dl_step_item *at)
 {
@@ -129,7 +144,11 @@ static int decode(struct cli_gen *g, struct dl_step_item *at)
         at->session = g->session;
         at->tokens = &id;
         at->n = 1;
-        err = dl_engine_step(g->e->engine, at, 1);
+        err = dl_tokens_add(&g->so_far, id);
+        if (!err)
+            err = dl_engine_step(g->e->engine, at, 1);
+        if (err)
+            err = resume(g, err, at);
         if (err == DL_ECANCELED) { /* Ctrl-C while a cluster mended itself */
             g->finish = CLI_FINISH_CANCELLED;
             break;
@@ -180,7 +199,12 @@ int cli_generate(struct cli_gen *g, const int32_t *prompt, size_t n)
     struct dl_step_item last = {.want = wanted(g)};
     cli_interrupt_begin(-1);
     uint64_t start = dl_now_ns();
-    int err = dl_session_feed(g->session, prompt, n, cli_interrupted, NULL, &last);
+    g->so_far.len = 0;
+    int err = dl_tokens_append(&g->so_far, prompt, n);
+    if (!err)
+        err = dl_session_feed(g->session, prompt, n, cli_interrupted, NULL, &last);
+    if (err)
+        err = resume(g, err, &last);
     uint64_t evaluated = dl_now_ns();
     g->prefill_ns = evaluated - start;
     if (!err)
@@ -196,7 +220,7 @@ int cli_generate(struct cli_gen *g, const int32_t *prompt, size_t n)
             g->ttft_ns -= start;
         }
     } else if (err == DL_ECANCELED) {
-        g->n_evaluated = dl_session_len(g->session) - DL_MIN(kept, n - 1);
+        g->n_evaluated = dl_session_len(g->session) - DL_MIN(kept, DL_MIN(dl_session_len(g->session), n - 1));
         err = DL_OK;
     }
     cli_interrupt_end();
@@ -209,6 +233,7 @@ int cli_generate(struct cli_gen *g, const int32_t *prompt, size_t n)
 void cli_gen_finish(struct cli_gen *g)
 {
     dl_str_finish(&g->text);
+    dl_tokens_finish(&g->so_far);
     free(g->nodes);
     g->nodes = NULL;
 }

@@ -116,13 +116,12 @@ static int make_tokens(const struct cli_opts *o, const struct cli_engine *e, enu
 
 static int print_json(const struct cli_gen *g)
 {
-    json_t *all = json_pack("{s:I,s:I,s:f,s:f,s:f,s:f,s:s,s:s%,s:o}", "prompt_tokens", (json_int_t)g->n_prompt,
-                            "generated_tokens", (json_int_t)g->n_new, "prefill_tok_s",
-                            cli_per_second(g->n_evaluated, g->prefill_ns), "decode_tok_s",
-                            cli_per_second(g->n_steps, g->decode_ns), "ttft_ms", (double)g->ttft_ns / 1e6, "load_ms",
-                            (double)g->e->load_ns / 1e6, "finish_reason", cli_finish_name(g->finish), "text",
-                            g->text.v ? g->text.v : "", g->text.len, "nodes",
-                            cli_nodes_json(g->e, g->nodes, g->n_nodes));
+    json_t *all = json_pack(
+        "{s:I,s:I,s:f,s:f,s:f,s:f,s:s,s:s%,s:o}", "prompt_tokens", (json_int_t)g->n_prompt, "generated_tokens",
+        (json_int_t)g->n_new, "prefill_tok_s", cli_per_second(g->n_evaluated, g->prefill_ns), "decode_tok_s",
+        cli_per_second(g->n_steps, g->decode_ns), "ttft_ms", (double)g->ttft_ns / 1e6, "load_ms",
+        (double)g->e->load_ns / 1e6, "finish_reason", cli_finish_name(g->finish), "text", g->text.v ? g->text.v : "",
+        g->text.len, "nodes", cli_nodes_json(g->e, g->nodes, g->n_nodes));
     char *line = all ? json_dumps(all, JSON_COMPACT | JSON_REAL_PRECISION(9)) : NULL;
     int err = line ? cli_outf("%s\n", line) : dl_fail(DL_ENOMEM, "run: cannot write the result as JSON");
     free(line);
@@ -188,6 +187,8 @@ static int run_loaded(const struct cli_opts *o, struct cli_engine *e, enum sourc
     }
     if (!err)
         err = dl_session_create(e->engine, &g.session);
+    if (!err && source != SOURCE_TERMINAL) /* in a chat one answer fails, and the next one has the CPU */
+        g.fall_back = o;
     if (!err)
         err = source == SOURCE_TERMINAL ? cli_chat(o, kind, &g) : answer(o, &g, source, kind, text);
     if (g.dump && fclose(g.dump) && !err)

@@ -8,6 +8,8 @@
 #include <math.h>
 #include <sys/resource.h>
 
+#include "dl/device.h"
+
 #define STORIES "models/stories260K.gguf"
 
 static void test_text(void **state)
@@ -39,6 +41,37 @@ static void test_text(void **state)
     assert_memory_equal(r.out, want, r.n_out - 1);
     e2e_free(&r);
     free(want);
+}
+
+/* The text goes on where it was, whether the GPU is lost in the prompt or later. */
+static void test_lost_gpu(void **state)
+{
+    (void)state;
+    NEED_BIN();
+    NEED_DATA(gguf, STORIES);
+    struct dl_vulkan_info gpu;
+    uint32_t n = 0;
+    if (dl_vulkan_list(&gpu, 1, &n, DL_LOG_DEBUG) || !n || *gpu.unusable) {
+        fputs("SKIPPED PART: no Vulkan device to lose\n", stderr);
+        skip();
+    }
+    struct e2e want, r;
+    E2E(&want, "run", gguf, "-p", "Once upon a time", "-n", "20", "--temp", "0", "--device", "cpu");
+    E2E_STATUS(&want, 0);
+    static const char *const after[] = {"1", "9"};
+    for (size_t i = 0; i < DL_COUNT_OF(after); i++) {
+        setenv("DLLAMA_VK_LOSE_AFTER", after[i], 1);
+        E2E(&r, "run", gguf, "-p", "Once upon a time", "-n", "20", "--temp", "0", "--device", "vulkan:0", "--batch",
+            "2");
+        unsetenv("DLLAMA_VK_LOSE_AFTER");
+        E2E_STATUS(&r, 0);
+        assert_string_equal(r.out, want.out);
+        E2E_HAS(r.err, "the device was lost");
+        E2E_HAS(r.err, "going on with cpu");
+        E2E_HAS(r.err, "20 generated");
+        e2e_free(&r);
+    }
+    e2e_free(&want);
 }
 
 static void test_prompt_sources(void **state)
@@ -451,19 +484,13 @@ static void test_perplexity(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_text),
-        cmocka_unit_test(test_prompt_sources),
-        cmocka_unit_test(test_ids_and_logits),
-        cmocka_unit_test(test_json),
-        cmocka_unit_test(test_stops),
-        cmocka_unit_test(test_sampling),
-        cmocka_unit_test(test_templates),
-        cmocka_unit_test(test_interrupt),
-        cmocka_unit_test(test_second_interrupt),
-        cmocka_unit_test(test_broken_outputs),
-        cmocka_unit_test(test_closed_output),
-        cmocka_unit_test(test_demo),
-        cmocka_unit_test(test_perplexity),
+        cmocka_unit_test(test_text),           cmocka_unit_test(test_lost_gpu),
+        cmocka_unit_test(test_prompt_sources), cmocka_unit_test(test_ids_and_logits),
+        cmocka_unit_test(test_json),           cmocka_unit_test(test_stops),
+        cmocka_unit_test(test_sampling),       cmocka_unit_test(test_templates),
+        cmocka_unit_test(test_interrupt),      cmocka_unit_test(test_second_interrupt),
+        cmocka_unit_test(test_broken_outputs), cmocka_unit_test(test_closed_output),
+        cmocka_unit_test(test_demo),           cmocka_unit_test(test_perplexity),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
