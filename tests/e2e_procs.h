@@ -70,7 +70,7 @@ static inline size_t proc_says(struct proc *p, size_t from, const char *text)
 static inline void proc_wrote(struct proc *p, size_t n)
 {
     for (uint64_t t0 = dl_now_ns(); p->n_out < n; proc_read(p, 50 * MS))
-        if (dl_now_ns() - t0 > 60 * SEC || (p->p.out < 0 && p->p.err < 0))
+        if (dl_now_ns() - t0 > 100 * SEC || (p->p.out < 0 && p->p.err < 0))
             fail_msg("only %zu bytes of text: %s; stderr: %s", p->n_out, p->out, p->err);
 }
 
