@@ -91,10 +91,14 @@ static int plan(const struct cli_opts *o, struct cli_plan *p)
     struct dl_split_input in = {.ctx = (uint32_t)o->ctx, .max_batch = (uint32_t)o->batch};
     struct dl_tensor_types types = {0};
     struct dl_split split = {0};
+    enum dl_collective asked = DL_COLLECTIVE_AUTO;
+    enum dl_sum_kind sums;
     double shares[CLI_PLAN_NODES];
     int err = check(o);
     if (!err)
         err = cli_kv_type(o, &in.kv_type);
+    if (!err)
+        err = cli_collective(o, &asked);
     if (!err)
         err = cli_plan_parse(o, p);
     if (!err)
@@ -114,6 +118,8 @@ static int plan(const struct cli_opts *o, struct cli_plan *p)
     in.n_nodes = p->n;
     in.link = p->link;
     in.alike = p->alike;
+    sums = asked == DL_COLLECTIVE_RS ? DL_SUM_IN_TWO : DL_SUM_ONE_SHOT;
+    in.sums = asked == DL_COLLECTIVE_AUTO ? NULL : &sums;
     if (!err)
         err = dl_split_make(&in, &split);
     if (!err)

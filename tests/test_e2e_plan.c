@@ -27,7 +27,7 @@ static void described_nodes(void **state)
     assert_int_equal(r.n_err, 0);
     e2e_free(&r);
     E2E(&r, "plan", "--shape", "llama3.1-405b", "--layers", "8", "--nodes", "a:20:32,b:20:32,c:20:32", "--json",
-        "--ctx", "4K", "--kv", "q80", "--wire", "f16", "--batch", "32");
+        "--ctx", "4K", "--collective", "rs", "--kv", "q80", "--wire", "f16", "--batch", "32");
     E2E_STATUS(&r, 0);
     static const char *const fields[] = {
         "{\"model\":\"llama3.1-405b\",\"context\":4096,\"kv\":\"q80\",\"wire\":\"f16\",\"nodes\":[{\"name\":\"a\"",

@@ -332,6 +332,15 @@ static void bytes_and_times_of_the_network(void **state)
     assert_true(r.split.rs == (r.split.rs_ns < r.split.one_shot_ns));
     assert_true(r.split.exchange_ns == DL_MIN(r.split.rs_ns, r.split.one_shot_ns));
     dl_split_finish(&r.split);
+    for (int kind = DL_SUM_ONE_SHOT; kind <= DL_SUM_IN_TWO; kind++) { /* as asked for */
+        const enum dl_sum_kind sums = (enum dl_sum_kind)kind;
+        r.in.sums = &sums;
+        assert_int_equal(dl_split_make(&r.in, &r.split), 0);
+        assert_true(r.split.rs == (kind == DL_SUM_IN_TWO));
+        assert_true(r.split.exchange_ns == (r.split.rs ? r.split.rs_ns : r.split.one_shot_ns));
+        dl_split_finish(&r.split);
+    }
+    r.in.sums = NULL;
     r.in.link = (struct dl_split_link){.latency_ns = latency, .bytes_per_s = 117e6, .of_nodes = 4}; /* as measured */
     assert_int_equal(dl_split_make(&r.in, &r.split), 0);
     assert_true(fabs(r.split.one_shot_ns - one_shot) < one_shot * 1e-6);

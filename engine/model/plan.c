@@ -15,6 +15,7 @@
 #define OPS_PER_LAYER 32u
 #define BUFS_PER_LAYER 24u
 #define STEPS_PER_LAYER 8u
+#define LANE_LEAST 16u /* tokens of each from which on two lanes pay */
 #define EXTRA 64u
 #define NAME_BYTES 40u
 
@@ -322,6 +323,11 @@ static void layers(struct eng_builder *b)
         eng_plan_reduce(b, ENG_SUM_FFN);
     }
     b->lane = 0;
+}
+
+uint32_t dl_plan_lanes(uint32_t n, uint32_t max_tokens)
+{
+    return n > 1 && max_tokens >= DL_PLAN_LANES * LANE_LEAST ? DL_PLAN_LANES : 1;
 }
 
 int dl_plan_build(const struct dl_model_header *h, const struct dl_tensor_types *types, const struct dl_slice *slices,

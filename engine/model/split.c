@@ -20,7 +20,7 @@
 
 static double least_exchange_ns(const struct eng_split_cost *c, uint32_t n)
 {
-    return DL_MIN(eng_split_exchange_ns(c, n, ENG_COLL_ONE_SHOT), eng_split_exchange_ns(c, n, ENG_COLL_RS));
+    return eng_split_exchange_ns(c, n, eng_split_sums(c, n));
 }
 
 /* ---------------------------------------------------------------------------------------------------- the search */
@@ -240,12 +240,13 @@ static int refuse(const struct eng_split_cost *c, const struct dl_split *s, uint
         kv += cache * heads;
     }
     double each = usable((uint64_t)(have / c->in->n_nodes), false) - c->act_base; /* > 0: none is too small */
-    return dl_fail(DL_ELIMIT,
-                   "memory: %s needs %s (weights %s, KV cache %s for a context of %u, activations %s); free, of which a "
-                   "twentieth stays so: %s (%s): some %.0f nodes like these would do, or a smaller --ctx or --batch, or "
-                   "--kv q80",
-                   c->in->model, size_text(all, weights + kv + act), size_text(w, weights), size_text(k, kv), ctx,
-                   size_text(a, act), size_text(free_text, have), nodes, ceil((weights + kv) / each) + 1);
+    return dl_fail(
+        DL_ELIMIT,
+        "memory: %s needs %s (weights %s, KV cache %s for a context of %u, activations %s); free, of which a "
+        "twentieth stays so: %s (%s): some %.0f nodes like these would do, or a smaller --ctx or --batch, or "
+        "--kv q80",
+        c->in->model, size_text(all, weights + kv + act), size_text(w, weights), size_text(k, kv), ctx,
+        size_text(a, act), size_text(free_text, have), nodes, ceil((weights + kv) / each) + 1);
 }
 
 /* Sizes and times of the slices that are in s->parts. */
@@ -283,7 +284,7 @@ static int describe(const struct eng_split_cost *c, struct dl_split *s, bool *fi
     free(slices);
     s->one_shot_ns = eng_split_exchange_ns(c, in->n_nodes, ENG_COLL_ONE_SHOT);
     s->rs_ns = eng_split_exchange_ns(c, in->n_nodes, ENG_COLL_RS);
-    s->rs = s->rs_ns < s->one_shot_ns;
+    s->rs = eng_split_sums(c, in->n_nodes) == ENG_COLL_RS;
     s->exchange_ns = s->rs ? s->rs_ns : s->one_shot_ns;
     s->tok_s = 1e9 / (s->compute_ns[DL_PHASE_ATTN] + s->compute_ns[DL_PHASE_FFN] + s->compute_ns[DL_PHASE_VOCAB] +
                       s->exchange_ns);

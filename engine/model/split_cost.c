@@ -138,6 +138,8 @@ int eng_split_cost(struct eng_split_cost *c, uint32_t ctx)
     }
     if (!dl_row_bytes(in->wire, h->dim, &c->sum_bytes))
         (void)dl_row_bytes(DL_F32, h->dim, &c->sum_bytes); /* as dl_plan_build does */
+    c->opts.lanes = dl_plan_lanes(in->n_nodes, c->opts.max_tokens);
+    c->opts.collective = eng_split_sums(c, in->n_nodes) == ENG_COLL_RS ? DL_SUM_IN_TWO : DL_SUM_ONE_SHOT;
     return activations(c);
 }
 
@@ -220,6 +222,13 @@ double eng_split_exchange_ns(const struct eng_split_cost *c, uint32_t n, enum en
     double sum = eng_coll_ns(kind, n, c->sum_bytes, latency, link->bytes_per_s);
     double send = link->bytes_per_s > 0 ? (n - 1) * row / link->bytes_per_s * 1e9 : 0;
     return 2.0 * c->in->h->n_layers * sum + 2 * latency + send;
+}
+
+enum eng_coll eng_split_sums(const struct eng_split_cost *c, uint32_t n)
+{
+    if (c->in->sums)
+        return *c->in->sums == DL_SUM_IN_TWO ? ENG_COLL_RS : ENG_COLL_ONE_SHOT;
+    return eng_coll_pick(n, c->sum_bytes, latency_ns(&c->in->link, n), c->in->link.bytes_per_s);
 }
 
 double eng_split_prefill(const struct eng_split_cost *c, const struct dl_split *s)

@@ -43,6 +43,8 @@ double eng_split_fixed_ns(const struct eng_split_cost *c, const struct dl_split_
 double eng_split_phase_ns(const struct eng_split_cost *c, uint32_t node, enum dl_phase p, uint32_t amount, uint32_t kv);
 /* All exchanges among n nodes: two sums a layer, the message to the workers with the embedding row, and what comes back. */
 double eng_split_exchange_ns(const struct eng_split_cost *c, uint32_t n, enum eng_coll kind);
+/* The way sums go among n nodes: as asked for, else the faster one. */
+enum eng_coll eng_split_sums(const struct eng_split_cost *c, uint32_t n);
 /* Tokens per second of a prompt in batches whose halves take turns: what is exchanged travels while the other half is computed. 0: not
  * known. */
 double eng_split_prefill(const struct eng_split_cost *c, const struct dl_split *s);

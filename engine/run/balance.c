@@ -139,6 +139,9 @@ int eng_balance(dl_engine *e)
                                 .max_sessions = o->max_sessions,
                                 .kv_type = o->kv_type,
                                 .wire = o->wire};
+    const enum dl_sum_kind sums = o->collective == DL_COLLECTIVE_RS ? DL_SUM_IN_TWO : DL_SUM_ONE_SHOT;
+    if (o->collective != DL_COLLECTIVE_AUTO)
+        in.sums = &sums;
     struct dl_split split = {0};
     if (!err)
         err = dl_split_make(&in, &split);

@@ -5,9 +5,6 @@
 #include "coll_cost.h"
 #include "engine.h"
 
-/* Two lanes pay from about this many tokens in each. */
-#define LANE_LEAST 16u
-
 /* By the network as it was measured, for the sums of one token. */
 static enum eng_coll by_network(const dl_engine *e)
 {
@@ -39,6 +36,6 @@ static enum dl_sum_kind pick(const dl_engine *e)
 
 void eng_sums_choose(dl_engine *e)
 {
-    e->plan_opts.lanes = e->n_slices > 1 && e->shape.max_tokens >= 2 * LANE_LEAST ? DL_PLAN_LANES : 1;
+    e->plan_opts.lanes = dl_plan_lanes(e->n_slices, e->shape.max_tokens);
     e->plan_opts.collective = e->n_slices > 1 ? pick(e) : DL_SUM_ONE_SHOT;
 }

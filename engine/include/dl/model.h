@@ -169,6 +169,9 @@ struct dl_weight {
  * and sends the sum to everyone. The second has fewer bytes and one more round; models too narrow for it take the first. */
 enum dl_sum_kind { DL_SUM_ONE_SHOT, DL_SUM_IN_TWO };
 
+/* The lanes that batches of up to max_tokens get on n nodes: two where each then has enough tokens for that to pay. */
+uint32_t dl_plan_lanes(uint32_t n, uint32_t max_tokens);
+
 struct dl_plan_opts {
     uint32_t max_tokens, max_out;
     uint32_t kv_blocks;    /* KV blocks per layer */
