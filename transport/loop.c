@@ -104,6 +104,11 @@ void tp_loop_wake(struct tp_loop *l)
         run_inside(l);
 }
 
+bool tp_loop_leased(struct tp_loop *l)
+{
+    return atomic_load(&l->leased);
+}
+
 static void enter(struct tp_loop *l, uint64_t lease_ns)
 {
     pthread_mutex_lock(&l->gate);

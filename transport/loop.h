@@ -45,6 +45,9 @@ void tp_loop_turn(struct tp_loop *loop, bool block);
  * ms more. Without `done` that time ends now. */
 void tp_loop_drive(struct tp_loop *loop, bool (*done)(void *ud), void *ud, uint64_t deadline);
 
+/* Is the loop's thread out because somebody drove a moment ago? What comes now is seen by who drives, or late. */
+bool tp_loop_leased(struct tp_loop *loop);
+
 /* A client's timer, for deadlines: calls fn every `ms`. Holder only. */
 int tp_timer_start(struct tp_loop *loop, uv_timer_t *timer, uv_timer_cb fn, uint64_t ms);
 

@@ -166,6 +166,45 @@ static void waited(struct tp_tcp *t)
         pthread_cond_broadcast(&t->changed);
 }
 
+struct news {
+    struct tp_tcp *t;
+    const struct tp_peer *p;
+};
+
+/* Locked. */
+static bool any_news(const struct news *n)
+{
+    return n->t->closing || n->p->box.first || n->p->gone;
+}
+
+static bool has_news(void *ud)
+{
+    const struct news *n = ud;
+    pthread_mutex_lock(&n->t->lock);
+    bool any = any_news(n);
+    pthread_mutex_unlock(&n->t->lock);
+    return any;
+}
+
+/* Waits for a message, or why there is none; one thread at a time drives the loop where its own thread stays away. Locked. */
+static void wait_for_news(struct news *n, uint64_t deadline)
+{
+    struct tp_tcp *t = n->t;
+    while (!any_news(n) && dl_now_ns() < deadline) {
+        if (t->receiving || !tp_loop_leased(t->loop)) {
+            tp_cond_wait_until(&t->changed, &t->lock, deadline);
+            continue;
+        }
+        t->receiving = true;
+        pthread_mutex_unlock(&t->lock);
+        tp_loop_drive(t->loop, has_news, n, deadline);
+        pthread_mutex_lock(&t->lock);
+        t->receiving = false;
+        if (t->n_waiting > 1)
+            pthread_cond_broadcast(&t->changed); /* another one drives from here on */
+    }
+}
+
 static int tcp_recv(dl_transport *transport, int node, void *msg, size_t cap, size_t *n, uint64_t timeout_ns)
 {
     struct tp_tcp *t = tcp_of(transport);
@@ -175,8 +214,7 @@ static int tcp_recv(dl_transport *transport, int node, void *msg, size_t cap, si
     int err = DL_OK;
     pthread_mutex_lock(&t->lock);
     t->n_waiting++;
-    while (!t->closing && !p->box.first && !p->gone && dl_now_ns() < deadline)
-        tp_cond_wait_until(&t->changed, &t->lock, deadline);
+    wait_for_news(&(struct news){t, p}, deadline);
     if (t->closing)
         err = DL_ECANCELED;
     else if (!p->box.first)

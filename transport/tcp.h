@@ -116,6 +116,7 @@ struct tp_tcp {
     struct tp_requests inbox;        /* (lock) */
     struct dl_transport_stats stats; /* (lock) */
     unsigned n_waiting;              /* (lock) threads inside recv and drain */
+    bool receiving;                  /* (lock) a thread inside recv drives the loop */
     bool closing, ping;              /* (lock) ping: the probe wants round trips */
     int lost_node;                   /* (lock) -1: none */
     char lost_why[TP_WHY_MOST + 1];  /* (lock) */
