@@ -24,7 +24,7 @@ struct entry {
     void *ud;
     bool settled;
     int status;
-    uint64_t due_ns;
+    uint64_t due_ns, started_ns;
 };
 
 /* One node. They are part of their cluster and live until all are closed. */
@@ -44,6 +44,7 @@ struct node {
     pthread_cond_t changed; /* for these and close */
     struct tp_mailbox *from;
     uint64_t rng_coll, rng_msg;
+    uint64_t out_free_ns, in_free_ns; /* when its end of the network has carried what was given to it */
     struct dl_transport_stats stats;
 };
 
@@ -68,12 +69,25 @@ static uint64_t random_of(uint64_t *state) /* SplitMix64 */
     return z ^ z >> 31;
 }
 
-static uint64_t arrival(const struct cluster *c, uint64_t *rng)
+static bool plays_network(const struct cluster *c)
 {
-    const struct dl_loopback_faults *f = &c->faults;
-    if (!f->delay_ns && !f->jitter_ns)
+    return c->faults.delay_ns || c->faults.jitter_ns || c->faults.bytes_per_s;
+}
+
+/* When n bytes that `from` sends at sent_ns are with `to`: they leave after what left before, and the last of them comes when `to` has
+ * taken in what came before. Locked. */
+static uint64_t arrival(struct node *from, struct node *to, size_t n, uint64_t sent_ns, uint64_t *rng)
+{
+    const struct dl_loopback_faults *f = &from->c->faults;
+    if (!plays_network(from->c))
         return 0;
-    return tp_later(tp_later(dl_now_ns(), f->delay_ns), f->jitter_ns ? random_of(rng) % f->jitter_ns : 0);
+    uint64_t way = tp_later(f->delay_ns, f->jitter_ns ? random_of(rng) % f->jitter_ns : 0);
+    if (!f->bytes_per_s)
+        return tp_later(sent_ns, way);
+    uint64_t takes = (uint64_t)((double)n * 1e9 / (double)f->bytes_per_s);
+    from->out_free_ns = tp_later(DL_MAX(from->out_free_ns, sent_ns), takes);
+    to->in_free_ns = DL_MAX(tp_later(to->in_free_ns, takes), tp_later(from->out_free_ns, way));
+    return to->in_free_ns;
 }
 
 /* A node takes part in nothing from collective `joined` on. Locked. */
@@ -127,19 +141,22 @@ static void exchange(struct cluster *c)
                 memcpy(dst, src, bytes);
         }
     pthread_mutex_lock(&c->lock);
-    for (int to = 0; to < n; to++) {
-        struct node *t = &c->nodes[to];
-        uint64_t due = 0;
-        for (int from = 0; from < n; from++)
-            if (tp_receives(x[0].kind, to, from)) {
-                uint64_t at = arrival(c, &c->nodes[from].rng_coll);
-                due = DL_MAX(due, at);
-                if (!status) {
-                    t->stats.received_bytes += bytes;
-                    c->nodes[from].stats.sent_bytes += bytes;
-                }
+    for (int k = 1; k < n; k++) /* each to those after him first */
+        for (int from = 0; from < n; from++) {
+            struct node *sender = &c->nodes[from], *t = &c->nodes[(from + k) % n];
+            if (!tp_receives(x[0].kind, t->base.node, from))
+                continue;
+            struct entry *e = entry_of(t, number);
+            uint64_t sent = entry_of(sender, number)->started_ns;
+            e->due_ns = DL_MAX(e->due_ns, arrival(sender, t, bytes, sent, &sender->rng_coll));
+            if (!status) {
+                t->stats.received_bytes += bytes;
+                sender->stats.sent_bytes += bytes;
             }
-        settle(t, entry_of(t, number), status, due);
+        }
+    for (int to = 0; to < n; to++) {
+        struct entry *e = entry_of(&c->nodes[to], number);
+        settle(&c->nodes[to], e, status, e->due_ns);
     }
 }
 
@@ -249,8 +266,9 @@ static int lb_start(dl_transport *transport, const struct dl_xfer *x, dl_xfer_do
 {
     struct node *t = (struct node *)transport;
     struct cluster *c = t->c;
+    const uint64_t now = plays_network(c) ? dl_now_ns() : 0;
     pthread_mutex_lock(&c->lock);
-    int err = t->closing ? DL_ECANCELED : push(t, &(struct entry){.x = *x, .done = done, .ud = ud});
+    int err = t->closing ? DL_ECANCELED : push(t, &(struct entry){.x = *x, .done = done, .ud = ud, .started_ns = now});
     if (!err) {
         t->started++;
         if (!t->gone && c->faults.die_after == t->started && c->faults.die_node == t->base.node)
@@ -290,7 +308,7 @@ static int lb_send(dl_transport *transport, int node, const void *msg, size_t n)
         err = dl_fail(DL_ELIMIT, "transport: node %d does not read: %zu bytes wait for it, %zu more are too many", node,
                       box->bytes, n);
     } else {
-        tp_mailbox_put(box, copy, arrival(c, &t->rng_msg));
+        tp_mailbox_put(box, copy, arrival(t, &c->nodes[node], n, dl_now_ns(), &t->rng_msg));
         copy = NULL;
         t->stats.sent_bytes += n;
         pthread_cond_broadcast(&c->nodes[node].changed);

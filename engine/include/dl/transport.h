@@ -104,7 +104,8 @@ void dl_transport_close(dl_transport **t);
 
 /* Faults that the loopback can play, for tests. Zero: none. */
 struct dl_loopback_faults {
-    uint64_t delay_ns, jitter_ns; /* before a slice or message arrives; jitter is drawn from seed */
+    uint64_t delay_ns, jitter_ns; /* before a slice or message arrives, from when it was sent; jitter is drawn from seed */
+    uint64_t bytes_per_s; /* that a node sends, and that it gets: slices and messages go one after the other; 0: all at once */
     uint64_t seed;
     int die_node;             /* this node ... */
     uint64_t die_after;       /* ... is gone from its n-th collective on (1-based; 0: never) */
