@@ -143,7 +143,7 @@ AVX2_INLINE void put(const struct cpu_avx2_rows *rows, float *y, const __m256 ac
     _mm256_storeu_ps(v, acc[0]);
     _mm256_storeu_ps(v + 8, acc[1]);
     for (uint32_t i = 0; i < rows->n; i++)
-        y[i] = bias ? v[rows->lane + i] + bias[i] : v[rows->lane + i];
+        y[i] = bias ? v[rows->lane + i] + avx2_f32(bias + i) : v[rows->lane + i];
 }
 
 /* Blocks b0 .. of a tile, as many as `in` has, for tokens t .. t + T - 1. b0 begins a group. */

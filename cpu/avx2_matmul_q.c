@@ -6,7 +6,7 @@
 #include "avx2.h"
 
 /* Enough for what is found out once for all of them about the tokens to cost nothing. */
-enum { STRIP = 32 };
+enum { STRIP = 64 };
 
 struct strip {
     struct cpu_avx2_rows rows[STRIP + 1];

@@ -16,6 +16,7 @@
 #include <string.h>
 
 #include "dl/device.h"
+#include "arena.h"
 #include "cpu_features.h"
 #include "gate.h"
 #include "pack.h"
@@ -37,6 +38,7 @@ struct device {
     unsigned isa;
     uint64_t waiter_spin_ns;
     struct cpu_pool *pool;
+    struct cpu_arena packed;
     struct cpu_gate driver_gate, waiter_gate;
     pthread_t driver;
     uint64_t driver_spin_ns;
@@ -196,6 +198,14 @@ static struct buf *buf_new(const struct dl_buf_desc *desc)
     return b;
 }
 
+/* What is read in full for every token is worth huge pages. */
+static void *buf_alloc(struct device *d, const struct dl_buf_desc *desc, bool packed, size_t bytes)
+{
+    if (packed)
+        return cpu_arena_alloc(&d->packed, bytes);
+    return desc->use == DL_BUF_KV ? dl_alloc_huge(bytes) : dl_alloc_aligned(64, bytes);
+}
+
 static int dev_buf_create(dl_device *dev, const struct dl_buf_desc *desc, dl_buf **out)
 {
     uint64_t bytes = desc->bytes;
@@ -205,7 +215,7 @@ static int dev_buf_create(dl_device *dev, const struct dl_buf_desc *desc, dl_buf
         return DL_ENOMEM;
     b->packed = packed;
     if (fits && bytes <= SIZE_MAX / 2)
-        b->data = packed ? dl_alloc_huge((size_t)bytes) : dl_alloc_aligned(64, (size_t)bytes);
+        b->data = buf_alloc(device_of(dev), desc, packed, (size_t)bytes);
     if (!b->data) {
         free(b);
         return dl_fail(DL_ENOMEM, "%s: buffer %s of %llu bytes does not fit into memory", dev->name, desc->name,
@@ -272,9 +282,10 @@ static int dev_buf_import(dl_device *dev, const struct dl_buf_desc *desc, const 
 
 static void dev_buf_destroy(dl_device *dev, dl_buf *buf)
 {
-    (void)dev;
     struct buf *b = buf_of(buf);
-    if (!b->imported)
+    if (b->packed)
+        cpu_arena_free(&device_of(dev)->packed, b->data);
+    else if (!b->imported)
         dl_free_aligned(b->data);
     free(b);
 }
@@ -461,7 +472,7 @@ double dl_cpu_read_bandwidth(dl_device *dev, uint32_t ms)
         dl_fail(DL_EINVAL, "%s: bandwidth is measured on an idle CPU device", dev->name);
         return 0;
     }
-    uint32_t n_chunks = (uint32_t)DL_MIN((uint64_t)dev->threads * 64, 512);
+    uint32_t n_chunks = 256; /* more than a cache holds, or part of what is measured is the cache */
     struct stream s = {.bytes = dl_alloc_huge(n_chunks * READ_CHUNK)};
     if (!s.bytes)
         return 0;

@@ -40,7 +40,7 @@ cpu_kernel *cpu_avx2_pick(const struct dl_op *op); /* only called on a CPU with 
  *   RMS_NORM     dst row u / groups, group u % groups, groups = cols / u.norm.group; a quantised dst, whose blocks
  *                may span groups: dst row u
  *   ROPE, KV_STORE, MOE_ROUTE   row u
- *   ATTENTION    token u / n_heads, query head u % n_heads
+ *   ATTENTION    token u / n, the query heads of KV head u % n: see cpu_heads; n = n_kv_heads
  *   CONVERT, GLU, ADD, MERGE, GATHER_ROWS, MOE_SUM   row u / chunks, columns [(u % chunks) * CPU_CHUNK, ...),
  *                chunks = cpu_chunks(dst.cols) */
 #define CPU_GROUP 32u
@@ -63,6 +63,17 @@ static inline uint32_t cpu_groups(uint32_t n)
 static inline bool cpu_by_expert(const struct dl_op *op, uint32_t n)
 {
     return n / 2 >= op->u.moe.n_experts;
+}
+
+/* The query heads [first, end) of this op that read KV head kv. */
+struct cpu_heads {
+    uint32_t first, end;
+};
+static inline struct cpu_heads cpu_heads(const struct dl_op *op, uint32_t kv)
+{
+    uint32_t group = op->u.attn.group, at = kv * group, skip = op->u.attn.first_head;
+    uint32_t end = at + group > skip ? DL_MIN(at + group - skip, op->u.attn.n_heads) : 0;
+    return (struct cpu_heads){at > skip ? DL_MIN(at - skip, end) : 0, end};
 }
 
 /* Units of a MATMUL of n tokens as rectangles: whole tiles for all tokens where possible, so that weights are read once. */

@@ -15,12 +15,14 @@
 #define ALONE_NS 4000u       /* about what it costs to hand work over and to wait for the others */
 #define CHUNK_NS 2000u       /* the smallest chunk worth a claim */
 #define CHUNKS_PER_THREAD 8u /* enough to even out what the estimate or another process gets wrong */
+#define ROUNDS 4u /* of chunks that halve: as even at the end as 2^(ROUNDS - 1) equal ones, with half the seams */
 
 struct prepared {
     struct cpu_task task; /* .op points into cpu_program.ops */
     cpu_kernel *kernel;
     uint32_t slowness;               /* of the kernel, for the estimate */
     uint32_t units, chunks, chunk_0; /* of the running batch; the op's chunks are [chunk_0, chunk_0 + chunks) */
+    uint32_t rounds;                 /* of which each takes half of what is left, a chunk per thread; 0: equal chunks */
     uint64_t cost_ns;
 };
 
@@ -174,8 +176,22 @@ static uint64_t estimate_ns(const struct prepared *q)
 
 struct region {
     struct prepared *first;
-    uint32_t n;
+    uint32_t n, n_threads;
 };
+
+/* The unit that chunk i begins with. */
+static uint32_t chunk_begin(const struct prepared *q, uint32_t i, uint32_t n_threads)
+{
+    uint64_t units = q->units;
+    if (!q->rounds)
+        return (uint32_t)(units * i / q->chunks);
+    uint32_t round = i / n_threads, k = i % n_threads;
+    if (round >= q->rounds)
+        return q->units;
+    /* Before the round everything but 1 / 2^round is done; the last one takes all that is left. */
+    uint64_t left = units >> round, take = round + 1 < q->rounds ? left - (units >> (round + 1)) : left;
+    return (uint32_t)(units - left + take * k / n_threads);
+}
 
 static void run_chunk(void *ud, uint32_t chunk)
 {
@@ -183,24 +199,37 @@ static void run_chunk(void *ud, uint32_t chunk)
     const struct prepared *q = r->first;
     while (chunk - q->chunk_0 >= q->chunks)
         q++;
-    uint64_t i = chunk - q->chunk_0;
-    q->kernel(&q->task, (uint32_t)(q->units * i / q->chunks), (uint32_t)(q->units * (i + 1) / q->chunks));
+    uint32_t i = chunk - q->chunk_0, unit = chunk_begin(q, i, r->n_threads), end = chunk_begin(q, i + 1, r->n_threads);
+    if (unit < end)
+        q->kernel(&q->task, unit, end);
 }
 
-static void run_stage(struct region r, uint64_t cost_ns, struct cpu_pool *pool, uint32_t n_threads)
+/* A weight that streams from memory is cut as little as evenness allows; units of unequal cost, and small ones, are cut
+ * alike. */
+static void cut(struct prepared *q, uint64_t region_ns, uint32_t n_threads)
 {
-    if (n_threads == 1 || cost_ns < ALONE_NS) {
+    uint64_t per_chunk = DL_MAX(region_ns / ((uint64_t)n_threads * CHUNKS_PER_THREAD), CHUNK_NS);
+    q->chunks = (uint32_t)DL_MIN(q->cost_ns / per_chunk + 1, q->units);
+    q->rounds = 0;
+    if (q->task.op->code == DL_OP_MATMUL && q->chunks > n_threads * ROUNDS) {
+        q->rounds = ROUNDS;
+        q->chunks = n_threads * ROUNDS;
+    }
+}
+
+static void run_stage(struct region r, uint64_t cost_ns, struct cpu_pool *pool)
+{
+    if (r.n_threads == 1 || cost_ns < ALONE_NS) {
         for (uint32_t i = 0; i < r.n; i++)
             if (r.first[i].units)
                 r.first[i].kernel(&r.first[i].task, 0, r.first[i].units);
         return;
     }
-    uint64_t per_chunk = DL_MAX(cost_ns / ((uint64_t)n_threads * CHUNKS_PER_THREAD), CHUNK_NS);
     uint32_t n_chunks = 0;
     for (uint32_t i = 0; i < r.n; i++) {
         struct prepared *q = &r.first[i];
+        cut(q, cost_ns, r.n_threads);
         q->chunk_0 = n_chunks;
-        q->chunks = (uint32_t)DL_MIN(q->cost_ns / per_chunk + 1, q->units);
         n_chunks += q->chunks;
     }
     cpu_pool_run(pool, run_chunk, &r, n_chunks);
@@ -214,7 +243,7 @@ void cpu_program_run(struct cpu_program *p, struct cpu_pool *pool, uint32_t n_th
     const void *rows = batch + dl_batch_rows_at(), *out_rows = batch + dl_batch_out_at(&shape),
                *tables = batch + dl_batch_tables_at(&shape);
     for (uint32_t s = 0; s < p->n_stages; s++) {
-        struct region r = {&p->prepared[p->stages[s].first], p->stages[s].n};
+        struct region r = {&p->prepared[p->stages[s].first], p->stages[s].n, n_threads};
         uint64_t cost_ns = 0;
         for (uint32_t i = 0; i < r.n; i++) {
             struct prepared *q = &r.first[i];
@@ -227,6 +256,6 @@ void cpu_program_run(struct cpu_program *p, struct cpu_pool *pool, uint32_t n_th
             q->cost_ns = estimate_ns(q) * q->slowness;
             cost_ns += q->cost_ns;
         }
-        run_stage(r, cost_ns, pool, n_threads);
+        run_stage(r, cost_ns, pool);
     }
 }

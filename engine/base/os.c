@@ -82,14 +82,13 @@ void *dl_alloc_aligned(size_t align, size_t size)
     return p;
 }
 
-/* Only whole huge pages are asked for: the rest of a block stays small, or many small blocks would waste as much again. */
 void *dl_alloc_huge(size_t size)
 {
     const size_t huge = (size_t)2 << 20;
     void *p = dl_alloc_aligned(size >= huge ? huge : 64, size);
 #ifdef MADV_HUGEPAGE
     if (p && size >= huge)
-        (void)madvise(p, size / huge * huge, MADV_HUGEPAGE);
+        (void)madvise(p, size, MADV_HUGEPAGE);
 #endif
     return p;
 }
