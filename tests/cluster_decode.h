@@ -21,7 +21,7 @@
 
 static const struct dl_batch_shape decode_shape = {.max_tokens = 6, .max_out = 3, .max_tables = 2, .table_cols = 4};
 static const struct eng_step_limits decode_limits = {DECODE_DIM, 8, DL_F16};
-static const struct eng_want decode_wants[] = {{DL_WANT_LAST, 0}, {DL_WANT_BEST, 1}, {DL_WANT_TOP, 4}};
+static const struct eng_want decode_wants[] = {{DL_WANT_LAST, 0, 0}, {DL_WANT_BEST, 1, 0}, {DL_WANT_TOP, 4, 0.5f}};
 
 static unsigned decode_lines;
 static inline void decode_count(void *ud, enum dl_log_level level, const char *line)
@@ -306,7 +306,7 @@ static inline void example_model(struct eng_out *o)
 static inline void example_step(struct eng_out *o)
 {
     static const uint32_t one[] = {5, 6, 2, 1}, two[] = {3};
-    struct eng_seq seqs[] = {{95, 2, DL_WANT_TOP, 4, one, 4}, {0, 3, DL_WANT_BEST, 0, two, 1}};
+    struct eng_seq seqs[] = {{95, 2, DL_WANT_TOP, 4, 0.5f, one, 4}, {0, 3, DL_WANT_BEST, 0, 0, two, 1}};
     struct eng_batch b = {.seqs = seqs, .n_seqs = 2, .n_tokens = 5};
     struct eng_tables t;
     float embed[5 * DECODE_DIM];

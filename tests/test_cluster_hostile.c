@@ -196,7 +196,7 @@ static void play_root(struct script *s)
     if (!say(s) || !load_worker(s))
         return;
     uint32_t block = 3;
-    struct eng_seq seq = {0, 1, DL_WANT_TOP, 5, &block, 1};
+    struct eng_seq seq = {0, 1, DL_WANT_TOP, 5, 1, &block, 1};
     struct eng_batch b = {.seqs = &seq, .n_seqs = 1, .n_tokens = 1, .n_out = 1};
     struct eng_step_limits limits = {plan_msg.h.dim, plan_msg.opts.kv_blocks, DL_F32};
     struct eng_tables tables;
@@ -264,12 +264,12 @@ static void play_worker(struct script *s)
     if (!say(s) || !hear(s, ENG_MSG_STEP) || !exchange(s))
         return;
     struct dl_candidate scratch[DL_TOP_MOST];
-    struct eng_want want = {DL_WANT_TOP, 5};
+    struct eng_want want = {DL_WANT_TOP, 5, 1};
     eng_logits_begin(&s->o, 1, 1);
     eng_logits_put(&s->o, &want, s->wire, slice->n_vocab, slice->vocab0, scratch);
     if (!say(s) || !hear(s, ENG_MSG_FETCH))
         return;
-    want = (struct eng_want){DL_WANT_LAST, 0};
+    want = (struct eng_want){DL_WANT_LAST, 0, 0};
     eng_logits_begin(&s->o, 1, 1);
     eng_logits_put(&s->o, &want, s->wire, slice->n_vocab, slice->vocab0, scratch);
     if (say(s))
@@ -406,7 +406,7 @@ static void write_good(struct script *s, enum eng_msg type, uint64_t step, struc
     static const uint8_t bits[MOST_WEIGHTS / 8] = {1};
     const struct eng_memory memory = {.fits = true, .plan = plan_msg.plan};
     uint32_t block = 3;
-    struct eng_seq seq = {(uint32_t)step - 1, 1, DL_WANT_LAST, 0, &block, 1};
+    struct eng_seq seq = {(uint32_t)step - 1, 1, DL_WANT_LAST, 0, 0, &block, 1};
     struct eng_batch b = {.seqs = &seq, .n_seqs = 1, .n_tokens = 1, .n_out = 1};
     struct eng_step_limits limits = {plan_msg.h.dim, plan_msg.opts.kv_blocks, DL_F32};
     uint8_t *room;

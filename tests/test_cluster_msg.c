@@ -123,10 +123,12 @@ static void limits(void **state)
     assert_int_equal(with_u32(ENG_MSG_STEP, 13, 127), DL_EFORMAT); /* 127 + 2 positions of 128 */
     assert_int_equal(with_u32(ENG_MSG_STEP, 17, 0), DL_EFORMAT);   /* no tokens */
     assert_int_equal(with_u32(ENG_MSG_STEP, 22, 257), DL_EFORMAT); /* candidates */
-    assert_int_equal(with_u32(ENG_MSG_STEP, 26, 4), DL_EFORMAT);   /* keeps more blocks than there were */
-    assert_int_equal(with_u32(ENG_MSG_STEP, 30, 8), DL_EFORMAT);   /* a block of 8 */
-    assert_int_equal(with_u32(ENG_MSG_LOGITS, 1, 8), DL_EFORMAT);  /* another step */
-    assert_int_equal(with_u32(ENG_MSG_LOGITS, 9, 2), DL_EFORMAT);  /* rows */
+    assert_int_equal(with_u32(ENG_MSG_STEP, 26, 0), DL_EFORMAT);   /* a temperature of 0 */
+    assert_int_equal(with_u32(ENG_MSG_STEP, 26, 0x7fc00000), DL_EFORMAT);
+    assert_int_equal(with_u32(ENG_MSG_STEP, 30, 4), DL_EFORMAT);  /* keeps more blocks than there were */
+    assert_int_equal(with_u32(ENG_MSG_STEP, 34, 8), DL_EFORMAT);  /* a block of 8 */
+    assert_int_equal(with_u32(ENG_MSG_LOGITS, 1, 8), DL_EFORMAT); /* another step */
+    assert_int_equal(with_u32(ENG_MSG_LOGITS, 9, 2), DL_EFORMAT); /* rows */
     assert_int_equal(with_u32(ENG_MSG_LOGITS, 13 + 4 * DECODE_VOCAB, 2), DL_EFORMAT);          /* candidates */
     assert_int_equal(with_u32(ENG_MSG_LOGITS, 17 + 4 * DECODE_VOCAB, 39), DL_EFORMAT);         /* somebody else's id */
     assert_int_equal(with_u32(ENG_MSG_LOGITS, 21 + 4 * DECODE_VOCAB, 0x7fc00000), DL_EFORMAT); /* not a number */

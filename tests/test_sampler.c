@@ -259,6 +259,76 @@ static void pinned(void **state)
     }
 }
 
+/* From the likeliest alone: either exactly what all logits give, with the same random stream after it, or nothing at all. */
+static int by_candidate(const void *a, const void *b)
+{
+    const struct dl_candidate *x = a, *y = b;
+    if (x->logit != y->logit)
+        return x->logit > y->logit ? -1 : 1;
+    return (x->id > y->id) - (x->id < y->id);
+}
+
+static void from_the_likeliest(void **state)
+{
+    (void)state;
+    enum { BIG = 1000 };
+    static const float top_p[] = {1, 0.9f, 0.5f, 0}, min_p[] = {0, 0.05f, 1}, temperature[] = {0, 0.7f, 1, 2.5f};
+    static const uint32_t top_k[] = {0, 1, 40, 256, 700, BIG}, n_top[] = {1, 8, 40, 256};
+    static float logits[BIG], work[BIG];
+    static struct dl_candidate v[BIG];
+    uint64_t rng = 23;
+    unsigned settled = 0, asked = 0, usual = 0, usual_settled = 0;
+    for (unsigned round = 0; round < 4 * 3 * 4 * 6 * 4 * 4; round++) {
+        const float spread = round % 4 == 0 ? 0.1f : round % 4 == 1 ? 2 : 9;
+        uint32_t vocab = round % 7 ? BIG : 256;
+        struct dl_sampler a;
+        dl_sampler_init(&a, round);
+        a.top_p = top_p[round / 4 % 4];
+        a.min_p = min_p[round / 16 % 3];
+        a.temperature = temperature[round / 48 % 4];
+        a.top_k = top_k[round / 192 % 6];
+        uint32_t n = n_top[round / 1152 % 4];
+        double sum = 0;
+        for (uint32_t i = 0; i < vocab; i++) {
+            logits[i] = spread * (test_randf(&rng) + test_randf(&rng) + test_randf(&rng));
+            if (i % 10 == 9)
+                logits[i] = logits[i - 1];
+            v[i] = (struct dl_candidate){(int32_t)i, logits[i]};
+            sum += exp((double)logits[i] / (double)(a.temperature > 0 ? a.temperature : 1));
+        }
+        qsort(v, vocab, sizeof *v, by_candidate);
+        for (unsigned draw = 0; draw < 4; draw++) {
+            struct dl_sampler b = a, before = a;
+            int32_t id = -1;
+            memcpy(work, logits, vocab * sizeof *work);
+            bool ok = dl_sample_top(&b, v, n, log(sum), vocab, &id);
+            int32_t want = dl_sample(&a, work, vocab);
+            asked++;
+            settled += ok;
+            if (round % 4 > 1 && n == 256 && a.top_k != 700) { /* of more than it is given, top_k needs the sum */
+                usual++;
+                usual_settled += ok;
+            }
+            if (ok)
+                assert_int_equal(id, want);
+            assert_int_equal(b.rng, ok ? a.rng : before.rng);
+        }
+    }
+    assert_in_range(settled, asked / 3, asked - asked / 20); /* both happen */
+    assert_true(usual_settled > usual * 9 / 10);
+    struct dl_sampler s;
+    dl_sampler_init(&s, 1);
+    s.temperature = 1;
+    s.repeat_penalty = 1.1f;
+    int32_t id;
+    assert_false(dl_sampler_top_helps(&s));
+    assert_false(dl_sample_top(&s, v, 40, 0, BIG, &id));
+    s.repeat_penalty = 1;
+    v[0].logit = INFINITY;
+    assert_false(dl_sample_top(&s, v, 40, INFINITY, BIG, &id));
+    assert_false(dl_sample_top(&s, v, 0, 0, BIG, &id));
+}
+
 static void penalty(void **state)
 {
     (void)state;
@@ -321,6 +391,7 @@ int main(void)
         cmocka_unit_test(large_vocabulary),
         cmocka_unit_test(seeds),
         cmocka_unit_test(pinned),
+        cmocka_unit_test(from_the_likeliest),
         cmocka_unit_test(penalty),
         cmocka_unit_test(settings_checked),
     };

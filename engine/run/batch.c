@@ -38,9 +38,8 @@ bool eng_batch_count(struct eng_batch *b, const struct dl_batch_shape *shape)
         if (tokens > shape->max_tokens || out + rows > shape->max_out)
             return false;
         for (uint32_t r = 0; r < rows; r++)
-            b->wants[out + r] = (struct eng_want){s->want, s->want == DL_WANT_TOP    ? s->k
-                                                           : s->want == DL_WANT_BEST ? 1
-                                                                                     : 0};
+            b->wants[out + r] = s->want == DL_WANT_TOP ? (struct eng_want){s->want, s->k, s->temperature}
+                                                       : (struct eng_want){s->want, s->want == DL_WANT_BEST, 0};
         out += rows;
     }
     b->n_tokens = (uint32_t)tokens;
@@ -72,7 +71,7 @@ uint32_t eng_top_scan(struct dl_candidate *v, uint32_t n, uint32_t k, const floa
     return n;
 }
 
-double eng_log_sum(const float *row, uint32_t n)
+double eng_log_sum(const float *row, uint32_t n, float temperature)
 {
     float most = -INFINITY;
     for (uint32_t i = 0; i < n; i++)
@@ -82,8 +81,8 @@ double eng_log_sum(const float *row, uint32_t n)
     double sum = 0;
     for (uint32_t i = 0; i < n; i++)
         if (!isnan(row[i]))
-            sum += exp((double)row[i] - (double)most);
-    return (double)most + log(sum);
+            sum += exp(((double)row[i] - (double)most) / (double)temperature);
+    return (double)most / (double)temperature + log(sum);
 }
 
 double eng_log_add(double a, double b)

@@ -13,6 +13,7 @@ struct eng_seq {
     uint32_t pos0, n;
     enum dl_want want;
     uint32_t k;             /* of DL_WANT_TOP */
+    float temperature;      /* of DL_WANT_TOP, above 0 */
     const uint32_t *blocks; /* (n_blocks): those of positions [0, pos0 + n), and no more */
     uint32_t n_blocks;
 };
@@ -20,7 +21,8 @@ struct eng_seq {
 /* What is wanted of one row of logits: all of it (LAST, ALL), or its best k. */
 struct eng_want {
     enum dl_want kind;
-    uint32_t k; /* 1 for DL_WANT_BEST, 0 for full rows */
+    uint32_t k;        /* 1 for DL_WANT_BEST, 0 for full rows */
+    float temperature; /* of DL_WANT_TOP */
 };
 
 struct eng_batch {
@@ -52,8 +54,8 @@ uint32_t eng_top_add(struct dl_candidate *v, uint32_t n, uint32_t k, struct dl_c
 /* All of row[0 .. n_row), whose ids begin at id0. */
 uint32_t eng_top_scan(struct dl_candidate *v, uint32_t n, uint32_t k, const float *row, uint32_t n_row, uint32_t id0);
 
-/* log(sum(exp(row[i]))), what is not a number left out; -INFINITY for nothing. And of two such sums together. */
-double eng_log_sum(const float *row, uint32_t n);
+/* log(sum(exp(row[i] / temperature))), what is not a number left out; -INFINITY for nothing. And of two such sums together. */
+double eng_log_sum(const float *row, uint32_t n, float temperature);
 double eng_log_add(double a, double b);
 
 #endif

@@ -64,8 +64,10 @@ void eng_step_write(struct eng_out *o, uint64_t step, const struct eng_batch *b,
         eng_put_u32(o, s->pos0);
         eng_put_u32(o, s->n);
         eng_put_u8(o, (uint8_t)s->want);
-        if (s->want == DL_WANT_TOP)
+        if (s->want == DL_WANT_TOP) {
             eng_put_u32(o, s->k);
+            eng_put_f32(o, s->temperature);
+        }
         eng_put_u32(o, keep);
         for (uint32_t j = keep; j < s->n_blocks; j++)
             eng_put_u32(o, table[j] = s->blocks[j]);
@@ -81,13 +83,15 @@ static const char *read_seq(struct eng_cursor *c, const struct eng_step_limits *
     *s = (struct eng_seq){.pos0 = eng_read_u32(c, "sequence"), .n = eng_read_u32(c, "sequence")};
     uint8_t want = eng_read_u8(c, "sequence");
     s->k = want == DL_WANT_TOP ? eng_read_u32(c, "sequence") : 0;
+    s->temperature = want == DL_WANT_TOP ? eng_read_f32(c, "sequence") : 0;
     uint32_t keep = eng_read_u32(c, "sequence");
     if (c->bad)
         return NULL;
     uint64_t upto = (uint64_t)s->pos0 + s->n;
     if (!s->n || upto > (uint64_t)t->shape.table_cols * DL_KV_BLOCK)
         return "positions outside the context";
-    if (want > DL_WANT_TOP || (want == DL_WANT_TOP && (!s->k || s->k > DL_TOP_MOST)))
+    if (want > DL_WANT_TOP ||
+        (want == DL_WANT_TOP && (!s->k || s->k > DL_TOP_MOST || !(s->temperature > 0 && s->temperature < INFINITY))))
         return "what it wants of the logits is unknown";
     s->want = (enum dl_want)want;
     s->n_blocks = (uint32_t)dl_div_up(upto, DL_KV_BLOCK);
@@ -166,7 +170,7 @@ void eng_logits_put(struct eng_out *o, const struct eng_want *want, const float 
         eng_put_f32(o, scratch[i].logit);
     }
     if (want->kind == DL_WANT_TOP)
-        eng_put_f64(o, eng_log_sum(row, n_vocab));
+        eng_put_f64(o, eng_log_sum(row, n_vocab, want->temperature));
 }
 
 /* Candidates of one row, in falling order and from the node's own slice. */

@@ -62,7 +62,7 @@ int eng_cluster_logits(struct eng_cluster *c)
 
 int eng_cluster_fetch(struct eng_cluster *c, uint32_t row)
 {
-    static const struct eng_want full = {DL_WANT_LAST, 0};
+    static const struct eng_want full = {.kind = DL_WANT_LAST};
     eng_cluster_phase(c, "logits of step %llu", (unsigned long long)c->step);
     eng_fetch_write(&c->out, c->step, row);
     int err = tell_all(c);

@@ -21,7 +21,7 @@ static void take_part(dl_engine *e, const struct eng_node *n, const struct dl_sl
         else
             row->n_top = eng_top_scan(row->top, row->n_top, w->k, part, s->n_vocab, s->vocab0);
         if (w->kind == DL_WANT_TOP)
-            row->log_sum = eng_log_add(row->log_sum, eng_log_sum(part, s->n_vocab));
+            row->log_sum = eng_log_add(row->log_sum, eng_log_sum(part, s->n_vocab, w->temperature));
     }
 }
 

@@ -6,6 +6,7 @@
 #include "cluster.h"
 #include "heal.h"
 
+#include <math.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -166,6 +167,8 @@ static int check_items(dl_engine *e, const struct dl_step_item *items, uint32_t 
                                e->h->vocab);
         if (it->want > DL_WANT_TOP || (it->want == DL_WANT_TOP && (!it->k || it->k > DL_TOP_MOST)))
             return dl_fail(DL_EINVAL, "batch: item %u wants %u candidates, 1 to %u can be had", i, it->k, DL_TOP_MOST);
+        if (it->want == DL_WANT_TOP && !(it->temperature >= 0 && it->temperature < INFINITY))
+            return dl_fail(DL_EINVAL, "batch: item %u has a temperature of %g", i, (double)it->temperature);
         tokens += it->n;
         out += eng_wanted(it->want, it->n);
     }
@@ -198,7 +201,9 @@ static int give_batch(dl_engine *e, const struct dl_step_item *items, uint32_t n
     for (uint32_t i = 0; i < n_items; i++) {
         const struct dl_session *s = items[i].session;
         uint32_t n_blocks = (uint32_t)dl_div_up(s->kv + items[i].n, DL_KV_BLOCK);
-        b->seqs[i] = (struct eng_seq){s->kv, items[i].n, items[i].want, items[i].k, s->blocks, n_blocks};
+        b->seqs[i] = (struct eng_seq){
+            s->kv,     items[i].n, items[i].want, items[i].k, items[i].temperature > 0 ? items[i].temperature : 1,
+            s->blocks, n_blocks};
     }
     (void)eng_batch_count(b, &e->shape); /* the items are checked */
     float *first = dl_buf_map(e->nodes[0].dev, e->nodes[0].bufs[e->nodes[0].mp->embed_buf]);
@@ -391,6 +396,7 @@ int dl_session_feed(dl_session *s, const int32_t *tokens, size_t n, dl_stop_fn *
         if (chunk == left) {
             item.want = last->want;
             item.k = last->k;
+            item.temperature = last->temperature;
         }
         int err = dl_engine_step(e, &item, 1);
         if (err)

@@ -412,7 +412,7 @@ static int step(struct eng_worker *w, const struct eng_in *in)
 
 static int fetch(struct eng_worker *w, const struct eng_in *in)
 {
-    static const struct eng_want full = {DL_WANT_LAST, 0};
+    static const struct eng_want full = {.kind = DL_WANT_LAST};
     uint64_t of;
     uint32_t row;
     int err = eng_fetch_read(in, &of, &row);

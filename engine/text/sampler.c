@@ -9,6 +9,8 @@
 #include <math.h>
 #include <stdlib.h>
 
+#define MOST_TOP 256u /* candidates that dl_sample_top takes */
+
 void dl_sampler_init(struct dl_sampler *s, uint64_t seed)
 {
     *s = (struct dl_sampler){.top_p = 1, .repeat_penalty = 1, .rng = seed};
@@ -213,15 +215,88 @@ int32_t dl_sample(struct dl_sampler *s, float *logits, uint32_t n)
     double sum = 0;
     for (uint32_t i = 0; i < n_v; i++)
         sum += (double)v[i].p;
-    double target = uniform(&s->rng) * sum, seen = 0;
-    int32_t id = best; /* stays only if rounding leaves target at the very end */
-    for (uint32_t i = 0; i < n_v; i++) {
+    n_v = nucleus(v, n_v, uniform(&s->rng) * sum);
+    struct cand last = v[0];
+    for (uint32_t i = 1; i < n_v; i++)
+        if (before(last, v[i]))
+            last = v[i];
+    free(v);
+    return last.id;
+}
+
+/* ------------------------------------------------------------------------------------------ from the likeliest alone */
+
+/* How far sums of rounded probabilities may be off, relative to the whole: what is nearer to a border than that is not settled. */
+#define DOUBT 2e-5
+
+bool dl_sampler_top_helps(const struct dl_sampler *s)
+{
+    return s->repeat_penalty == 1;
+}
+
+/* The candidates that can be picked, and all that they weigh together. */
+struct pool {
+    uint32_t n;
+    double sum;
+};
+
+/* False where it depends on tokens that are not there. total: of all tokens that top_k lets pass; all: they are all there. */
+static bool pool_of(const struct dl_sampler *s, const struct cand *v, uint32_t n, bool all, double total,
+                    struct pool *out)
+{
+    const double need = s->top_p < 1 ? (double)s->top_p * total : INFINITY;
+    *out = (struct pool){0};
+    for (uint32_t i = 0; i < n; i++) {
+        if (i && (!(v[i].p > 0) || v[i].p < s->min_p))
+            return true; /* those behind it are not likelier */
+        out->sum += (double)v[i].p;
+        out->n++;
+        if (s->top_p < 1 && fabs(out->sum - need) < DOUBT * total)
+            return false;
+        if (out->sum >= need)
+            return true;
+    }
+    if (all)
+        return true;
+    out->sum = total; /* the rest is there, somewhere: good enough for a draw that hits one of these */
+    return s->top_p >= 1 && !(s->min_p > 0);
+}
+
+bool dl_sample_top(struct dl_sampler *s, const struct dl_candidate *top, uint32_t n, double log_sum, uint32_t vocab,
+                   int32_t *id)
+{
+    struct cand v[MOST_TOP];
+    if (!dl_sampler_top_helps(s) || !n || n > MOST_TOP || isinf(top[0].logit))
+        return false;
+    *id = top[0].id;
+    if (s->temperature == 0)
+        return true;
+    const double most = (double)top[0].logit;
+    uint32_t pass = s->top_k && s->top_k < vocab ? s->top_k : vocab, m = DL_MIN(n, pass);
+    double total = 0;
+    for (uint32_t i = 0; i < m; i++) {
+        v[i] = (struct cand){relative(top[i].logit, top[0].logit, s->temperature), top[i].id};
+        total += (double)v[i].p;
+    }
+    if (m < pass && pass < vocab)
+        return false; /* what else top_k lets pass is not known, nor its sum */
+    if (m < pass)
+        total = exp(log_sum - most / (double)s->temperature);
+    struct pool pool;
+    if (!isfinite(total) || !pool_of(s, v, m, m == pass, total, &pool))
+        return false;
+    uint64_t rng = s->rng;
+    double target = uniform(&rng) * pool.sum, seen = 0, doubt = DOUBT * total;
+    for (uint32_t i = 0; i < pool.n; i++) {
         seen += (double)v[i].p;
-        if (target < seen) {
-            id = v[i].id;
-            break;
+        bool last = i + 1 == pool.n && pool.sum <= seen; /* nothing is behind it */
+        if (!last && fabs(seen - target) < doubt)
+            return false;
+        if (seen >= target || last) {
+            s->rng = rng;
+            *id = v[i].id;
+            return true;
         }
     }
-    free(v);
-    return id;
+    return false;
 }

@@ -10,7 +10,8 @@
 #define DL_PENALTY_WINDOW 64 /* tokens that the repeat penalty looks back over */
 
 /* Order: repeat penalty, (temperature == 0: the largest logit, lowest id first among equals), top_k, temperature + softmax,
- * top_p, min_p, draw. */
+ * top_p, min_p, draw: the first token, by falling probability (equals by rising id), at which the probabilities added up reach
+ * a random number. So the likeliest ones often settle it (dl_sample_top). */
 struct dl_sampler {
     float temperature;    /* 0: greedy */
     uint32_t top_k;       /* 0: off */
@@ -34,5 +35,19 @@ void dl_sampler_accept(struct dl_sampler *s, int32_t token);
 /* Picks from logits[0 .. n); NaN counts as -infinity. logits become scratch. Returns a token id, DL_ENOMEM, or DL_EDEVICE (logged)
  * when no logit is a number. Same state and logits: same token on every machine of one build. */
 int32_t dl_sample(struct dl_sampler *s, float *logits, uint32_t n);
+
+struct dl_candidate {
+    int32_t id;
+    float logit;
+};
+
+/* Can the likeliest tokens settle anything under these settings? Not with a repeat penalty, which changes who is likeliest. */
+bool dl_sampler_top_helps(const struct dl_sampler *s);
+
+/* *id = what dl_sample would pick from all `vocab` logits, found from the n likeliest alone: v by falling logit, equals by rising
+ * id, no NaN; log_sum = log of the sum of exp(logit / temperature) over the whole vocabulary (not used when greedy). false,
+ * and nothing has changed: they do not settle it (or rounding could tip it), only all logits do. */
+bool dl_sample_top(struct dl_sampler *s, const struct dl_candidate *v, uint32_t n, double log_sum, uint32_t vocab,
+                   int32_t *id);
 
 #endif

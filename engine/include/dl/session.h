@@ -8,6 +8,7 @@
 
 #include "dl/device.h"
 #include "dl/model.h"
+#include "dl/sampler.h"
 #include "dl/split.h"
 #include "dl/transport.h"
 
@@ -68,7 +69,7 @@ enum dl_collective { DL_COLLECTIVE_AUTO, DL_COLLECTIVE_ONE_SHOT, DL_COLLECTIVE_R
 /* What the workers are being sent, for a bar each: several times a second, in the order of the nodes. total 0: it lacks nothing, or has not
  * said yet. n 0: all is sent. On the engine thread. */
 struct dl_sending {
-    const char *name; /* its address; lives as long as the call */
+    const char *name;     /* its address; lives as long as the call */
     uint64_t done, total; /* bytes */
 };
 typedef void dl_sending_fn(void *ud, const struct dl_sending *nodes, uint32_t n);
@@ -77,7 +78,7 @@ struct dl_engine_opts {
     const dl_model *model;     /* outlives the engine */
     dl_device *const *devices; /* one or more, each gets a slice; outlive the engine */
     uint32_t n_devices;
-    const double *shares;      /* relative share per device, in a cluster per node; NULL: equal, or as `measure` says */
+    const double *shares; /* relative share per device, in a cluster per node; NULL: equal, or as `measure` says */
     /* In a cluster: nodes and network are measured, or what was measured before is taken from rates_file (NULL: nowhere), which is
      * kept up to date. The best shares are found by that, unless `shares` gives them; a node that is of no use gets nothing, and a
      * warning names those without which it would be faster. */
@@ -89,17 +90,17 @@ struct dl_engine_opts {
     /* Instead of `transport`, for an engine that outlives its nodes: see dl_engine_step. Copied; n_devices is 1. `shares` are those of the
      * root and of all workers. */
     const struct dl_cluster *cluster;
-    uint32_t wait_ms; /* a node that keeps the others waiting this long is given up; 0: 120000 */
-    uint32_t ctx;              /* positions per session; 0: as many as the model knows, at most 8192 and what memory holds */
-    uint32_t max_batch;        /* largest prefill batch; 0: 128 */
-    uint32_t max_out;          /* tokens of one batch whose logits may be wanted; 0: 8 */
-    uint32_t max_sessions;     /* sessions that may hold a full context at once; 0: 1 */
-    enum dl_type kv_type;      /* DL_F16, DL_F32 or DL_Q80 */
-    enum dl_type wire;         /* exchange precision between devices: DL_F32, DL_F16 or DL_Q80 */
+    uint32_t wait_ms;   /* a node that keeps the others waiting this long is given up; 0: 120000 */
+    uint32_t ctx;       /* positions per session; 0: as many as the model knows, at most 8192 and what memory holds */
+    uint32_t max_batch; /* largest prefill batch; 0: 128 */
+    uint32_t max_out;   /* tokens of one batch whose logits may be wanted; 0: 8 */
+    uint32_t max_sessions; /* sessions that may hold a full context at once; 0: 1 */
+    enum dl_type kv_type;  /* DL_F16, DL_F32 or DL_Q80 */
+    enum dl_type wire;     /* exchange precision between devices: DL_F32, DL_F16 or DL_Q80 */
     enum dl_collective collective;
-    dl_progress_fn *progress;  /* called while the engine is made, not later; may be NULL */
-    dl_sending_fn *sending;    /* likewise, in place of progress while weights are sent */
-    void *progress_ud;         /* of both */
+    dl_progress_fn *progress; /* called while the engine is made, not later; may be NULL */
+    dl_sending_fn *sending;   /* likewise, in place of progress while weights are sent */
+    void *progress_ud;        /* of both */
 };
 
 /* Loads: checks that it fits before touching weights, makes the plan, gives the devices and the workers their slices. DL_ELIMIT (logged
@@ -178,11 +179,6 @@ int dl_session_feed(dl_session *session, const int32_t *tokens, size_t n, dl_sto
 enum dl_want { DL_WANT_NONE, DL_WANT_LAST, DL_WANT_ALL, DL_WANT_BEST, DL_WANT_TOP };
 #define DL_TOP_MOST 256
 
-struct dl_candidate {
-    int32_t id;
-    float logit;
-};
-
 /* One batch made of many sessions' tokens: appends item i's tokens to its session. The sum of n is at most max_batch, that of
  * the wanted rows (BEST and TOP: one each) at most max_out; a session appears once. What it gives is the engine's, and stays until
  * its next call. DL_EPEER (logged: which node, in which phase, why) when a node is lost or keeps the others waiting. The sessions
@@ -197,13 +193,15 @@ struct dl_step_item {
     const int32_t *tokens;
     uint32_t n;
     enum dl_want want;
-    float *logits; /* out, of LAST and ALL: (wanted, vocab), writable scratch; else NULL */
-    uint32_t k;    /* of TOP: 1 to DL_TOP_MOST */
+    float *logits;     /* out, of LAST and ALL: (wanted, vocab), writable scratch; else NULL */
+    uint32_t k;        /* of TOP: 1 to DL_TOP_MOST */
+    float temperature; /* of TOP: what log_sum is taken at; 0: 1 */
     /* Out, of BEST and TOP: (n_top) by falling logit, lower id first among equals: the first is what a greedy sampler picks. Fewer than
      * asked for only where there are not as many numbers; else NULL. */
     const struct dl_candidate *top;
     uint32_t n_top;
-    double log_sum; /* out, of TOP: log of the sum of exp(logit) over the vocabulary: exp(logit - log_sum) is a probability */
+    /* Out, of TOP: log of the sum of exp(logit / temperature) over the vocabulary; at 1, exp(logit - log_sum) is a probability. */
+    double log_sum;
 };
 int dl_engine_step(dl_engine *engine, struct dl_step_item *items, uint32_t n_items);
 
@@ -260,10 +258,10 @@ struct dl_worker_job {
     const char *root, *root_about; /* its address, and what it says of itself */
     const char *model;
     uint32_t node, n_nodes;
-    double share;                         /* of all weights, 0 to 1 */
+    double share;                               /* of all weights, 0 to 1 */
     uint64_t weight_bytes, kv_bytes, act_bytes; /* of this share */
-    uint64_t sent_bytes;                  /* from READY on: of weights, that the root had to send */
-    uint64_t steps, tokens;               /* from ENDED on: computed */
+    uint64_t sent_bytes;                        /* from READY on: of weights, that the root had to send */
+    uint64_t steps, tokens;                     /* from ENDED on: computed */
 };
 /* JOINED: the plan stands; READY: all weights are there; ENDED, also without the others: the last
  * word. On the worker's thread. */
@@ -271,14 +269,16 @@ enum dl_worker_phase { DL_WORKER_JOINED, DL_WORKER_READY, DL_WORKER_ENDED };
 typedef void dl_worker_fn(void *ud, enum dl_worker_phase phase, const struct dl_worker_job *job);
 
 struct dl_worker_opts {
-    const char *cache;     /* folder in which slices are kept for the next time, made when needed; NULL: nowhere */
-    uint64_t cache_bytes;  /* of all files in it; what was not used for longest goes first */
-    const dl_model *model; /* a local copy of what the root has, used where its bytes are the same; NULL: none. Outlives the call */
-    uint64_t memory;       /* bytes that may be used; 0: what is free */
-    uint32_t wait_ms;      /* a node that keeps the others waiting this long within a step is given up; 0: 120000 */
-    dl_worker_fn *tell;    /* may be NULL */
+    const char *cache;    /* folder in which slices are kept for the next time, made when needed; NULL: nowhere */
+    uint64_t cache_bytes; /* of all files in it; what was not used for longest goes first */
+    const dl_model *
+        model; /* a local copy of what the root has, used where its bytes are the same; NULL: none. Outlives the call */
+    uint64_t memory;    /* bytes that may be used; 0: what is free */
+    uint32_t wait_ms;   /* a node that keeps the others waiting this long within a step is given up; 0: 120000 */
+    dl_worker_fn *tell; /* may be NULL */
     void *tell_ud;
-    dl_stop_fn *stop; /* polled between messages, a few times a second; true ends with DL_ECANCELED, which the root is told. May be NULL */
+    dl_stop_fn *
+        stop; /* polled between messages, a few times a second; true ends with DL_ECANCELED, which the root is told. May be NULL */
     void *stop_ud;
 };
 
