@@ -108,6 +108,7 @@ static int serve(const struct cli_opts *o, struct cli_server *s, struct cli_engi
         err = describe(o, e, &served);
     if (err)
         return err;
+    cli_server_nodes(s, e);
     cli_server_ready(s, &served);
     cli_interrupt_begin_service();
     if (!o->quiet)

@@ -186,6 +186,12 @@ static void test_sampling(void **state)
     assert_int_equal(json_array_size(json_object_get(v, "choices")), 3);
     assert_string_not_equal(choice_text(v, 0), choice_text(v, 1));
     assert_string_not_equal(choice_text(v, 1), choice_text(v, 2));
+    /* Nor is one a later part of another. */
+    const char *half = choice_text(v, 1);
+    assert_null(strstr(choice_text(v, 0), half + strlen(half) / 2));
+    char start[13];
+    snprintf(start, sizeof start, "%s", half); /* of answer 1 */
+    assert_null(strstr(choice_text(v, 0), start));
     assert_int_equal(json_integer_value(json_object_get(json_object_get(v, "usage"), "completion_tokens")), 90);
     json_decref(v);
     http_free(&h);

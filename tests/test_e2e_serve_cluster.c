@@ -36,8 +36,11 @@ static void a_client_sees_a_pause(void **state)
     char *undisturbed = ask(s.port, "/v1/completions", ASK);
     assert_int_equal(health(s.port, why, sizeof why), 200);
     assert_string_equal(why, "");
+    double made = metric(s.port, "dllama_generated_tokens_total");
     http_begin(&h, s.port, "POST", "/v1/completions", "", ASK);
-    dl_sleep_ns(SEC / 3);
+    while (metric(s.port, "dllama_generated_tokens_total") <
+           made + 3) /* the answer has begun, however fast this machine is */
+        dl_sleep_ns(SEC / 1000);
     proc_kill(&c.w[1]);
     http_finish(&h);
     HTTP_STATUS(&h, 200);

@@ -441,17 +441,15 @@ static void heal(struct cli_sched *q, const char *why)
         fail_all(q, true, 503, why);
 }
 
-/* What every node has done so far, for those who look at it. */
-static void ask_nodes(struct cli_sched *q)
+void cli_server_nodes(struct cli_server *s, struct cli_engine *e)
 {
-    uint32_t cap = q->e->workers.n + 1, n = 0;
+    uint32_t cap = e->workers.n + 1, n = 0;
     struct dl_node_stats *v = dl_calloc(cap, sizeof *v);
     if (!v)
         return; /* then the old ones are looked at */
-    int err = dl_engine_nodes(q->e->engine, v, cap, &n);
-    struct cli_server *s = q->s;
+    int err = dl_engine_nodes(e->engine, v, cap, &n);
     struct dl_engine_info info;
-    dl_engine_info(q->e->engine, &info);
+    dl_engine_info(e->engine, &info);
     pthread_mutex_lock(&s->lock);
     if (!err) {
         struct dl_node_stats *old = s->nodes;
@@ -528,8 +526,8 @@ static void sweep(struct cli_sched *q)
         return;
     q->swept_ns = now;
     cli_http_sweep(q->s);
-    if (q->worked || !q->s->n_nodes)
-        ask_nodes(q);
+    if (q->worked)
+        cli_server_nodes(q->s, q->e);
     q->worked = false;
 }
 

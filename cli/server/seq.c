@@ -8,11 +8,16 @@
 #include <stdlib.h>
 #include <string.h>
 
-/* Distinct random streams for the answers of one request. */
+/* Distinct random streams for the answers of one request: scattered, since a stream that began some steps further on would say the same
+ * some tokens later. */
 static uint64_t seed_of(const struct cli_job *job, uint32_t index)
 {
     uint64_t seed = job->req.has_seed ? job->req.seed : dl_now_ns() ^ job->id << 40;
-    return seed + index * UINT64_C(0x9e3779b97f4a7c15);
+    if (!index)
+        return seed;
+    uint64_t v = (seed ^ index) * UINT64_C(0xff51afd7ed558ccd);
+    v = (v ^ v >> 33) * UINT64_C(0xc4ceb9fe1a85ec53);
+    return v ^ v >> 33;
 }
 
 static bool plain(const struct cli_seq *s)

@@ -96,6 +96,8 @@ void cli_server_state(struct cli_server *s, enum cli_server_state state, const c
 /* Of its cluster, while it serves: whether steps can be done, and what is missing. Engine thread. */
 void cli_server_health(struct cli_server *s, bool well, const char *why);
 void cli_server_progress(void *server, const char *phase, uint64_t done, uint64_t total); /* a dl_progress_fn */
+/* Asks what every node has done so far, for those who look at it. Engine thread. */
+void cli_server_nodes(struct cli_server *s, struct cli_engine *e);
 /* Serves until `stop` says so, then drains: jobs that run get a few seconds to end. Engine thread. */
 int cli_server_run(struct cli_server *s, struct cli_engine *e, const struct cli_opts *load_opts, dl_stop_fn *stop);
 void cli_server_close(struct cli_server *s); /* accepts one that is not open */
