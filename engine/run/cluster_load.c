@@ -346,7 +346,7 @@ int eng_cluster_serve(struct eng_cluster *c)
         struct eng_peer *from = NULL;
         if (!err)
             err = take_one(c, moved ? 0 : IDLE_NS, &from);
-        if (dl_now_ns() - reported > UINT64_C(50000000)) {
+        if (!err && dl_now_ns() - reported > UINT64_C(50000000)) { /* after an error there is no transport to ask for names */
             report(c, false);
             reported = dl_now_ns();
         }
