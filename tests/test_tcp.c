@@ -1,11 +1,12 @@
 /* SPDX-License-Identifier: MIT
  *
  * tests/test_tcp.c: clusters of 1 to 8 nodes over TCP in one process: every collective gives what the loopback transport gives, for
- * slices of any size, with nodes at uneven speed, with and without a key, over IPv4, IPv6 and names; messages; statistics.
+ * slices of any size, with nodes at uneven speed, with and without a key, over IPv4, IPv6 and names, and where the system takes and
+ * gives a few bytes at a time; so do messages.
  */
 #include "tcp_bench.h"
 
-#include "mailbox.h"
+#include "short_io.h"
 
 enum { ROUNDS = 40 };
 
@@ -193,6 +194,73 @@ static void other_addresses(void **state)
     same_as_loopback(3, "[::1]:0", &(struct dl_tcp_opts){.key = &test_key}, 0);
 }
 
+/* Heads, payloads and records end anywhere in what is read and written. */
+static void in_pieces(void **state)
+{
+    (void)state;
+    for (int n = 2; n <= 4; n++) {
+        short_io_begin((uint64_t)n);
+        same_as_loopback(n, "127.0.0.1:0", &(struct dl_tcp_opts){.key = n == 3 ? NULL : &test_key}, n == 4);
+        short_io_end();
+        short_io_begin((uint64_t)n + 10);
+        same_as_loopback(n, "127.0.0.1:0", &(struct dl_tcp_opts){.key = n == 3 ? &test_key : NULL}, n == 4);
+        short_io_end();
+    }
+}
+
+enum { TALKS = 60, TALK_MOST = 300000 };
+static size_t talk_bytes(int from, unsigned k)
+{
+    uint64_t s = (uint64_t)from * 1000 + k, r = test_rand(&s);
+    return r % 3 ? (r >> 8) % 100 : (r >> 8) % TALK_MOST;
+}
+struct talker {
+    dl_transport *t;
+    unsigned char *out, *in;
+    unsigned wrong;
+};
+static void *talk(void *arg)
+{
+    struct talker *a = arg;
+    const int me = dl_transport_node(a->t);
+    for (unsigned k = 0; k < TALKS; k++) {
+        size_t n = talk_bytes(me, k), got = 0;
+        for (size_t i = 0; i < n; i++)
+            a->out[i] = (unsigned char)(i * 7 + k + (size_t)me);
+        a->wrong += dl_transport_send(a->t, 1 - me, a->out, n) != DL_OK;
+        n = talk_bytes(1 - me, k);
+        a->wrong += dl_transport_recv(a->t, 1 - me, a->in, TALK_MOST, &got, 20 * SEC) != DL_OK || got != n;
+        for (size_t i = 0; i < got; i++)
+            a->wrong += a->in[i] != (unsigned char)(i * 7 + k + (size_t)(1 - me));
+    }
+    return NULL;
+}
+
+/* Messages of all sizes, both ways at once. */
+static void messages_in_pieces(void **state)
+{
+    (void)state;
+    for (int key = 0; key < 2; key++) {
+        struct cluster c;
+        short_io_begin((uint64_t)key + 20);
+        cluster_open(&c, 2, "127.0.0.1:0", &(struct dl_tcp_opts){.key = key ? &test_key : NULL});
+        struct talker a[2];
+        pthread_t thread[2];
+        for (int i = 0; i < 2; i++) {
+            a[i] = (struct talker){c.t[i], dl_xcalloc(TALK_MOST, 1), dl_xcalloc(TALK_MOST, 1), 0};
+            assert_int_equal(pthread_create(&thread[i], NULL, talk, &a[i]), 0);
+        }
+        for (int i = 0; i < 2; i++) {
+            pthread_join(thread[i], NULL);
+            assert_int_equal(a[i].wrong, 0);
+            free(a[i].out);
+            free(a[i].in);
+        }
+        cluster_close(&c);
+        short_io_end();
+    }
+}
+
 /* A loop that ends just when its thread begins: nobody waits for ever. Names without a port are refused after the loop stands. */
 static void loops_that_hardly_live(void **state)
 {
@@ -215,7 +283,8 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(collectives),        cmocka_unit_test(collectives_with_key),
         cmocka_unit_test(collectives_driven), cmocka_unit_test(collectives_spinning),
-        cmocka_unit_test(other_addresses),    cmocka_unit_test(loops_that_hardly_live),
+        cmocka_unit_test(other_addresses),    cmocka_unit_test(in_pieces),
+        cmocka_unit_test(messages_in_pieces), cmocka_unit_test(loops_that_hardly_live),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
