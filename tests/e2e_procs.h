@@ -21,6 +21,7 @@ struct proc {
     char *out, *err;
     size_t n_out, n_err;
     uint64_t last_ns, pause_ns; /* when stdout last moved, and the longest time that it did not, since proc_mark */
+    bool lingers;               /* it rests after each piece of text, so that the text lasts on any machine */
     bool ended;
     int status;
 };
@@ -36,6 +37,11 @@ static inline void proc_read(struct proc *p, uint64_t ns)
         p->pause_ns = DL_MAX(p->pause_ns, now - p->last_ns);
         p->last_ns = now;
         e2e_more(&p->p.out, &p->out, &p->n_out);
+        if (p->lingers) {
+            kill(p->p.pid, SIGSTOP);
+            dl_sleep_ns(10 * MS);
+            kill(p->p.pid, SIGCONT);
+        }
     }
     if (p->p.err >= 0 && fds[1].revents)
         e2e_more(&p->p.err, &p->err, &p->n_err);
