@@ -16,6 +16,10 @@
 #include <time.h>
 #include <unistd.h>
 
+#ifdef __linux__
+#include <sys/prctl.h>
+#endif
+
 #define E2E_SIGNALLED 1000 /* status of a process that a signal ended: this + signal */
 #define E2E_TIMEOUT_MS 120000
 
@@ -67,6 +71,9 @@ static inline void e2e_start(struct e2e_proc *p, const char *const *argv, const 
     p->pid = fork();
     assert_true(p->pid >= 0);
     if (!p->pid) {
+#ifdef __linux__
+        prctl(PR_SET_PDEATHSIG, SIGKILL); /* a test that fails leaves nobody behind */
+#endif
         int fd = stdout_path && *stdout_path ? open(stdout_path, O_WRONLY) : out[1];
         dup2(in[0], 0);
         dup2(fd, 1);

@@ -9,10 +9,6 @@
 #include "e2e.h"
 #include "tempdir.h"
 
-#ifdef __linux__
-#include <sys/prctl.h>
-#endif
-
 #define WORKERS_MOST 8
 #define WORKER_WAIT_MS 60000
 

@@ -74,6 +74,7 @@ test_preset() {
 need_packages $build_packages libcmocka-dev python3
 # shellcheck disable=SC2086
 want_packages $vulkan_packages mesa-vulkan-drivers vulkan-validationlayers spirv-tools glslang-tools
+want_packages iproute2
 # OpenAI's client, for one of the tests of the server. Without Node.js, or a network, that test says that it is skipped.
 if command -v npm >/dev/null 2>&1 && [ ! -d build/node/node_modules/openai ]; then
     step "install OpenAI's client (build/node)"

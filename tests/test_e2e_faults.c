@@ -10,13 +10,13 @@
  *    2  random bytes, cut frames, lengths without limit                       strangers_at_the_door; test_transport_strangers: garbage; fuzz_frames
  *    3  messages with pointers, offsets, graphs                               test_cluster_msg, test_cluster_hostile; fuzz_cluster_msg
  *    4  messages in an order that frees what is used                          test_cluster_hostile: out_of_order
- *    5  no key, another key, a hello that is replayed                         test_transport_strangers: keys, a_replay, without_a_key
+ *    5  no key, another key, a hello that is replayed                         test_transport_strangers: keys, a_replay, without_a_key; test_e2e_netns
  *    6  another version, model or plan                                        test_cluster_faults: the_root_refuses, a_worker_refuses; test_transport_strangers: other_builds
  *    7  a second root hangs                                                   strangers_at_the_door; test_transport_strangers: a_second_root
  *    8  memory that stays away after a root's crash                           roots_that_crash
  *    9  a worker is killed while loading, in the prompt, in the answer        a_worker_is_killed_*; test_cluster_heal: death_at_any_*
  *   10  the root is killed                                                    roots_that_crash, the_root_is_killed_while_loading
- *   11  a worker is stopped, or packets get lost without a word               a_worker_is_stopped, a_link_is_cut; test_cluster_faults: a_node_that_stops
+ *   11  a worker is stopped, or packets get lost without a word               a_worker_is_stopped, a_link_is_cut; test_cluster_faults: a_node_that_stops; test_e2e_netns
  *   12  long service: memory, descriptors, processor time when idle, log      test_e2e_soak
  *   13  three endpoints and more deadlock                                     test_e2e_soak; test_tcp: collectives
  *   14  a worker without memory enough                                        test_cluster_faults: too_little_memory; test_cluster_mend: less_for_the_small_one
