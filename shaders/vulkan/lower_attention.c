@@ -239,21 +239,32 @@ static int start(struct call *c, const char *shader, bool from_parts, bool to_pa
     return err;
 }
 
-/* The results' values for the next matrix. A lane has four neighbouring values, and eight of them a block of the same head. */
-static const struct dl_op *convert_of(const struct vk_lower *l, const struct dl_op *ops, uint32_t n,
-                                      const struct geometry *g)
+/* Whether the results' values may be made for the next matrix, too. A lane has four neighbouring values, and eight of them a block of
+ * the same head. */
+static bool converts(const struct vk_lower *l, const struct dl_op *ops, uint32_t n, const struct geometry *g)
 {
-    static const char *const names[] = {"yes", "no"};
-    if (n < 2 || ops[1].code != DL_OP_CONVERT || g->tile.tall || vk_tune_forced("fuse", names, 2) == 1)
-        return NULL;
+    if (n < 2 || ops[1].code != DL_OP_CONVERT || g->tile.tall)
+        return false;
     const struct dl_view *from = &ops[1].src[0], *to = &ops[1].dst, *dst = &ops[0].dst;
     bool same = from->buf == dst->buf && from->offset == dst->offset && from->row_bytes == dst->row_bytes &&
                 from->cols == dst->cols;
     const bool blocks = to->type != DL_Q80 || g->shape.head_dim % DL_BLOCK == 0;
     return same && blocks && ops[0].count == ops[1].count && ops[1].mult == 1 && to->buf != dst->buf &&
-                   to->buf != ops[0].src[0].buf && l->ctx->caps.max_binds >= VK_BINDS
-               ? &ops[1]
-               : NULL;
+           to->buf != ops[0].src[0].buf && l->ctx->caps.max_binds >= VK_BINDS;
+}
+
+/* Leaves the conversion to take along in c->convert, if any. */
+static int take_along(struct call *c, uint32_t n)
+{
+    static const char *const forms[] = {"f32", "f16", "bf16", "", "q80", "planes"};
+    if (!converts(c->l, c->op, n, c->g))
+        return 0;
+    char word[64];
+    snprintf(word, sizeof word, "fuse_convert_attention_to_%s", forms[vk_form_of(c->l, &c->op[1].dst)]);
+    int answer = vk_tune_fuse(c->l, word, c->op, 2, "attention_split", c->g->split.name);
+    if (answer > 0)
+        c->convert = &c->op[1];
+    return DL_MIN(answer, 0);
 }
 
 static uint64_t work(const struct vk_lower *l, const struct dl_op *op)
@@ -367,7 +378,9 @@ int vk_lower_attention(struct vk_lower *l, const struct dl_op *ops, uint32_t n)
     int err = choose(l, ops, &g);
     if (err)
         return err;
-    c.convert = convert_of(l, ops, n, &g);
+    err = take_along(&c, n);
+    if (err)
+        return err;
     const uint32_t *limit = l->ctx->caps.max_groups;
     uint64_t wide = (uint64_t)ops->u.attn.n_kv_heads * g.shape.most_heads;
     if (wide > limit[0] || l->n_tokens > limit[1] || l->n_tokens > limit[2] || g.splits > limit[1])

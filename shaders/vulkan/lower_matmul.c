@@ -321,13 +321,14 @@ static int dispatches(struct call *c)
 
 /* -------------------------------------------------------------------------------------------------- the choice */
 
-static int choose(struct vk_lower *l, const struct dl_op *op, const char *kernel, struct vk_mm_variant *all, uint32_t n)
+/* "matvec_q40": leaves the word in *word. */
+static int choose(struct vk_lower *l, const struct dl_op *op, const char *kernel, struct vk_mm_variant *all, uint32_t n,
+                  char word[32])
 {
     const char *names[VK_MM_VARIANTS];
-    char word[32];
     for (uint32_t i = 0; i < n; i++)
         names[i] = all[i].name;
-    snprintf(word, sizeof word, "%s_%s", kernel, dl_type_info(op->src[1].type)->name);
+    snprintf(word, 32, "%s_%s", kernel, dl_type_info(op->src[1].type)->name);
     return vk_tune_pick(l, word, op, names, n);
 }
 
@@ -338,13 +339,29 @@ static bool whole(const struct call *c, const struct dl_view *w)
     return b && vk_view_row(c->l, w) % b->chunk_rows + w->rows <= b->chunk_rows;
 }
 
-/* What of the neighbours this dispatch takes, where it is one dispatch. */
-static void take_along(struct call *c, const struct dl_op *ops, uint32_t n)
+/* Says all that makes another kernel of it: "fuse_glu_matvec_q40_to_q80". */
+static void fused_word(const struct call *c, const char *word, char *out, size_t size)
+{
+    static const char *const kinds[] = {"beside", "convert", "glu", "add"};
+    static const char *const forms[] = {"f32", "f16", "bf16", "", "q80", "planes"};
+    const bool bias = !c->moe && c->op->src[2].buf != DL_NO_BUF;
+    char to[32];
+    if (c->f.after)
+        snprintf(to, sizeof to, "to_%s%s", forms[vk_form_of(c->l, &c->f.after->dst)],
+                 c->f.kind == VK_MM_GLU && c->f.after->u.glu.act == DL_ACT_GELU ? "_gelu" : "");
+    else
+        snprintf(to, sizeof to, "%u", (unsigned)c->f.n_parts);
+    snprintf(out, size, "fuse_%s_%s_%s%s", kinds[c->f.kind], word, to, bias ? "_bias" : "");
+}
+
+/* What of the neighbours this dispatch takes, where it is one dispatch; `word` names the kernel of the matrix alone. */
+static int take_along(struct call *c, const struct dl_op *ops, uint32_t n, const char *word)
 {
     const struct vk_caps *caps = &c->l->ctx->caps;
     const uint32_t slots = c->moe ? ops->u.moe.k : 1, rows = DL_MIN(vk_rows(c->l, ops), ops->dst.rows);
     const uint32_t planes = quantised(ops->src[1].type) ? 2 : 1;
-    static const char *const names[] = {"yes", "no"};
+    char fused[96];
+    int answer = 0;
     c->f = vk_mm_match(ops, c->v->tile ? 1 : n);
     bool fits = c->f.n_ops > 1 && vk_mm_fit(caps, c->v, c->cols, &c->f);
     for (uint32_t i = 0; fits && i < c->f.n_parts; i++)
@@ -353,10 +370,15 @@ static void take_along(struct call *c, const struct dl_op *ops, uint32_t n)
     const uint32_t binds = 1u + (planes == 2 ? 3u : 1u) + 1u + c->f.n_parts * (planes + 1) + (c->f.kind ? 4u : 0u);
     fits = fits && binds <= DL_MIN(caps->max_binds, VK_BINDS) && row_groups(c, ops->dst.cols) <= caps->max_groups[0] &&
            dl_div_up(rows, c->moe ? 1 : c->cols) <= caps->max_groups[1] && slots <= rows;
-    if (fits && vk_tune_forced("fuse", names, 2) != 1)
-        return;
+    if (fits) {
+        fused_word(c, word, fused, sizeof fused);
+        answer = vk_tune_fuse(c->l, fused, ops, c->f.n_ops, word, c->v->name);
+    }
+    if (answer)
+        return DL_MIN(answer, 0);
     c->f = vk_mm_match(ops, 1);
     (void)vk_mm_fit(caps, c->v, c->cols, &c->f);
+    return 0;
 }
 
 int vk_lower_matmul(struct vk_lower *l, const struct dl_op *ops, uint32_t n)
@@ -365,31 +387,35 @@ int vk_lower_matmul(struct vk_lower *l, const struct dl_op *ops, uint32_t n)
     const struct dl_view *w = &ops->src[1];
     const uint32_t tokens = DL_MIN(vk_rows(l, ops), ops->dst.rows);
     struct vk_mm_variant all[VK_MM_VARIANTS];
+    char word[32];
     struct call c = {.l = l, .op = ops, .cols = 1};
     while (c.cols < tokens && c.cols < VEC_COLS)
         c.cols *= 2;
     bool vec = tokens <= VEC_COLS;
     uint32_t n_all = vec ? vk_mm_vec_variants(caps, w->type, w->cols, tokens, all)
                          : vk_mm_many_variants(caps, w->type, w->cols, tokens, all);
-    int at = choose(l, ops, vec ? "matvec" : "matmul", all, n_all);
+    int at = choose(l, ops, vec ? "matvec" : "matmul", all, n_all, word);
     if (at < 0)
         return at;
     c.v = &all[at];
-    take_along(&c, ops, n);
-    int err = dispatches(&c);
+    int err = take_along(&c, ops, n, word);
+    if (!err)
+        err = dispatches(&c);
     return err ? err : (int)c.f.n_ops;
 }
 
 int vk_lower_moe_matmul(struct vk_lower *l, const struct dl_op *ops, uint32_t n)
 {
     struct vk_mm_variant all[VK_MM_VARIANTS];
+    char word[32];
     struct call c = {.l = l, .op = ops, .moe = true, .cols = 1};
     uint32_t n_all = vk_mm_vec_variants(&l->ctx->caps, ops->src[1].type, ops->src[1].cols, 1, all);
-    int at = choose(l, ops, "moe_matvec", all, n_all);
+    int at = choose(l, ops, "moe_matvec", all, n_all, word);
     if (at < 0)
         return at;
     c.v = &all[at];
-    take_along(&c, ops, n);
-    int err = dispatches(&c);
+    int err = take_along(&c, ops, n, word);
+    if (!err)
+        err = dispatches(&c);
     return err ? err : (int)c.f.n_ops;
 }

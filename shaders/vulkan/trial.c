@@ -34,19 +34,20 @@ void vk_trial_destroy(struct vk_trial **trial)
         vk_buf_destroy(t->ctx, t->batch);
     if (t->fence)
         t->ctx->vk.vkDestroyFence(t->ctx->device, t->fence, NULL);
-    free(t->want);
+    for (uint32_t i = 0; i < t->n_results; i++)
+        free(t->results[i].want);
     free(t);
     *trial = NULL;
 }
 
-int vk_trial_create(const struct vk_lower *l, const struct dl_op *op, enum vk_trial_kind kind, uint64_t most_bytes,
-                    struct vk_trial **out)
+int vk_trial_create(const struct vk_lower *l, const struct dl_op *ops, uint32_t n, enum vk_trial_kind kind,
+                    uint64_t most_bytes, struct vk_trial **out)
 {
     struct vk_trial *t = dl_xcalloc(1, sizeof *t);
     t->ctx = l->ctx;
     VkFenceCreateInfo info = {.sType = VK_STRUCTURE_TYPE_FENCE_CREATE_INFO};
     VkResult r = t->ctx->vk.vkCreateFence(t->ctx->device, &info, NULL, &t->fence);
-    int err = r ? vk_fail(t->ctx, r, "vkCreateFence") : vk_trial_fill(t, l, op, kind == VK_TRIAL_CHECK, most_bytes);
+    int err = r ? vk_fail(t->ctx, r, "vkCreateFence") : vk_trial_fill(t, l, ops, n, kind == VK_TRIAL_CHECK, most_bytes);
     if (err)
         vk_trial_destroy(&t);
     *out = t;
@@ -82,14 +83,14 @@ static int run(struct vk_trial *t, const struct vk_recording *rec, uint64_t *ns)
     return r ? vk_fail(c, r, "vkResetFences") : 0;
 }
 
-int vk_trial_check(struct vk_trial *t, double *nmse)
+int vk_trial_check(struct vk_trial *t, bool *right, double *nmse)
 {
     struct vk_recording *rec;
     uint64_t ns;
     int err = record(t, &rec);
     if (!err)
         err = run(t, rec, &ns);
-    return err ? err : vk_trial_compare(t, nmse);
+    return err ? err : vk_trial_compare(t, right, nmse);
 }
 
 int vk_trial_time(struct vk_trial *t, uint64_t most_ns, uint64_t *ns)
@@ -103,7 +104,7 @@ int vk_trial_time(struct vk_trial *t, uint64_t most_ns, uint64_t *ns)
         spent += now;
         if (i > 0 || now > most_ns) /* the first run also pays for what the driver does late */
             *ns = DL_MIN(*ns, now);
-        if (now > most_ns)
+        if (now > most_ns && (i > 0 || now > 20 * most_ns))
             break;
     }
     return err;

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: MIT
  *
- * trial_data.c: made-up inputs for one op, and what it should make of them: the formulas of dl/op.h in double, one row at a time.
+ * trial_data.c: made-up inputs for an op and what is taken along with it, and what they should make of them: the formulas of dl/op.h
+ * in double, one row at a time.
  * Rows of weights and caches repeat after PATTERNS different ones: making them must not take longer than running them.
  */
 #include "trial_data.h"
@@ -11,6 +12,7 @@
 
 #define PATTERNS 61u /* prime: no stride of rows or blocks meets the same ones */
 #define CHECK_OUT 75u
+#define CHECK_AFTER 160u /* whole blocks, and more than one workgroup of most variants */
 #define CHECK_EXPERTS 6u
 #define CHECK_CTX 704u
 #define TIME_CTX 2048u
@@ -23,15 +25,21 @@ struct rows {
     uint32_t turn;
 };
 
+/* Inputs: of an op by their number; those of the matrices beside it; what is added to. */
+enum { IN_X, IN_WEIGHT, IN_EXTRA, IN_BASE = IN_WEIGHT + 2 * VK_MM_PARTS, N_SRC };
+
 struct maker {
     struct vk_trial *t;
     const struct vk_lower *l;
-    const struct dl_op *op;
+    const struct dl_op *op;    /* the first */
+    struct vk_mm_fused f;      /* matrices: what is multiplied, and what follows */
+    const struct dl_op *after; /* what follows, also an attention; or NULL */
+    bool fused;
     uint64_t rng;
     bool check;
     uint64_t most_bytes;
     uint32_t n; /* rows of the batch */
-    struct rows src[3];
+    struct rows src[N_SRC];
     struct dl_batch_shape shape;
     struct dl_batch_row *at; /* ATTENTION: position and table per token */
     uint32_t *table;
@@ -89,14 +97,17 @@ static int make_patterns(struct maker *m, struct rows *r)
 {
     uint32_t cols = r->view.cols, s = (uint32_t)(r - m->src);
     /* Small enough for many a half, and every scale, to be subnormal: devices may lose those. */
-    bool tiny = m->check && s == (m->op->code == DL_OP_ATTENTION ? 2 : 1);
+    bool attention = m->op->code == DL_OP_ATTENTION, tiny = m->check && !m->fused && s == (attention ? 2 : 1);
+    /* What follows a matrix sees values around 1. */
+    bool matrix = !attention && s % 2 && s != IN_BASE;
+    float unit = tiny ? 3e-5f : m->fused && matrix ? 2 / sqrtf((float)cols) : 0.25f;
     r->turn = s * 7;
     r->bytes = dl_calloc(PATTERNS, r->view.row_bytes);
     r->values = dl_calloc((size_t)PATTERNS * cols, sizeof *r->values);
     if (!r->bytes || !r->values)
         return DL_ENOMEM;
     for (uint32_t p = 0; p < PATTERNS; p++) {
-        float size = (tiny ? 3e-5f : 0.25f) * (float)(1 + p % 5);
+        float size = unit * (float)(1 + p % 5);
         float *v = r->values + (size_t)p * cols;
         for (uint32_t i = 0; i < cols; i++)
             v[i] = size * random_value(&m->rng);
@@ -106,13 +117,25 @@ static int make_patterns(struct maker *m, struct rows *r)
     return 0;
 }
 
-static int make(struct maker *m, uint32_t s, uint32_t buf, enum dl_buf_use use, uint32_t rows)
+/* A whole buffer for input s, with columns as in `like`. */
+static int make_like(struct maker *m, uint32_t s, const struct dl_view *like, uint32_t buf, enum dl_buf_use use,
+                     uint32_t rows)
 {
     struct rows *r = &m->src[s];
-    int err = buf_create(m, buf, use, m->op->src[s].type, rows, m->op->src[s].cols, &r->view);
+    int err = buf_create(m, buf, use, like->type, rows, like->cols, &r->view);
     if (!err && !r->bytes)
         err = make_patterns(m, r);
     return err ? err : use == DL_BUF_KV ? 0 : write_rows(m, r, buf, 0, rows);
+}
+
+static int make(struct maker *m, uint32_t s, uint32_t buf, enum dl_buf_use use, uint32_t rows)
+{
+    return make_like(m, s, &m->op->src[s], buf, use, rows);
+}
+
+static enum dl_buf_use use_of(const struct maker *m, const struct dl_view *v)
+{
+    return m->l->bufs[v->buf] ? m->l->bufs[v->buf]->base.desc.use : DL_BUF_ACT;
 }
 
 /* ---------------------------------------------------------------------------------------------------- the batch */
@@ -145,81 +168,204 @@ static int make_batch(struct maker *m)
 
 /* ---------------------------------------------------------------------------------------------- MATMUL, MOE_MATMUL */
 
-static int fill_matmul(struct maker *m)
+/* How many results each part has, how many experts there are, and how often all of it is done. */
+struct sizes {
+    uint32_t out[VK_MM_PARTS], experts, copies;
+};
+
+static uint64_t weights_bytes(const struct maker *m, const struct sizes *z)
 {
-    const struct dl_op *op = m->op;
-    struct vk_trial *t = m->t;
-    bool moe = op->code == DL_OP_MOE_MATMUL;
-    uint32_t k = moe ? op->u.moe.k : 1, experts = moe ? op->u.moe.n_experts : 1, out = op->dst.cols;
-    uint64_t row_bytes = op->src[1].row_bytes;
+    uint64_t rows = 0;
+    for (uint32_t i = 0; i < m->f.n_parts; i++)
+        rows += z->out[i];
+    return rows * z->experts * m->op->src[1].row_bytes;
+}
+
+static struct sizes sizes_of(const struct maker *m)
+{
+    const bool moe = m->op->code == DL_OP_MOE_MATMUL;
+    const uint32_t k = moe ? m->op->u.moe.k : 1;
+    struct sizes z = {.experts = moe ? m->op->u.moe.n_experts : 1, .copies = 1};
+    for (uint32_t i = 0; i < m->f.n_parts; i++) {
+        z.out[i] = m->f.part[i]->dst.cols;
+        if (m->check)
+            z.out[i] = DL_MIN(z.out[i], m->after ? CHECK_AFTER : CHECK_OUT - 17 * i);
+    }
     if (m->check) {
-        out = DL_MIN(out, CHECK_OUT);
-        experts = DL_MIN(experts, DL_MAX(k, CHECK_EXPERTS));
-        t->n_ops = 1;
-    } else {
-        while (experts > k && (uint64_t)experts * out * row_bytes > m->most_bytes)
-            experts = DL_MAX(experts / 2, k);
-        while (out > 64 && (uint64_t)experts * out * row_bytes > m->most_bytes)
-            out /= 2;
-        uint64_t copies = m->most_bytes / ((uint64_t)experts * out * row_bytes + 1);
-        t->n_ops = (uint32_t)DL_MAX(1, DL_MIN(copies, TRIAL_COPIES));
+        z.experts = DL_MIN(z.experts, DL_MAX(k, CHECK_EXPERTS));
+        return z;
     }
-    struct dl_view dst, extra = {.buf = DL_NO_BUF};
-    const uint32_t rows = op->count == DL_COUNT_OUT ? m->l->n_out : m->l->n_tokens;
-    int err = buf_create(m, TRIAL_DST, DL_BUF_ACT, DL_F32, rows * k, out, &dst);
-    if (!err)
-        err = make(m, 0, TRIAL_SRC, DL_BUF_ACT, moe && !op->u.moe.shared_src ? rows * k : rows);
-    if (!err && moe) {
-        struct rows *r = &m->src[2];
-        err = buf_create(m, TRIAL_EXTRA, DL_BUF_ACT, DL_F32, rows, 2 * k, &r->view);
-        if (!err)
-            err = make_patterns(m, r);
-        for (uint32_t p = 0; !err && p < PATTERNS; p++)
-            for (uint32_t s = 0; s < k; s++) {
-                r->values[(size_t)p * 2 * k + s] = (float)((p * 5 + s) % experts);
-                r->values[(size_t)p * 2 * k + k + s] = 1.0f / (float)k;
-            }
-        if (!err)
-            memcpy(r->bytes, r->values, PATTERNS * r->view.row_bytes);
-        if (!err)
-            err = write_rows(m, r, TRIAL_EXTRA, 0, r->view.rows);
-        extra = r->view;
-    } else if (!err && op->src[2].buf != DL_NO_BUF) {
-        struct rows *r = &m->src[2];
-        err = buf_create(m, TRIAL_EXTRA, DL_BUF_WEIGHT, DL_F32, 1, out, &r->view);
-        if (!err)
-            err = make_patterns(m, r);
-        if (!err)
-            err = write_rows(m, r, TRIAL_EXTRA, 0, 1);
-        extra = r->view;
-    }
-    for (uint32_t i = 0; !err && i < t->n_ops; i++) {
-        err = make(m, 1, TRIAL_WEIGHT + i, DL_BUF_WEIGHT, experts * out);
-        t->ops[i] = *op;
-        t->ops[i].dst = dst;
-        t->ops[i].src[0] = m->src[0].view;
-        t->ops[i].src[1] = m->src[1].view;
-        t->ops[i].src[2] = extra;
-        if (moe)
-            t->ops[i].u.moe.n_experts = experts;
+    while (z.experts > k && weights_bytes(m, &z) > m->most_bytes)
+        z.experts = DL_MAX(z.experts / 2, k);
+    while (z.out[0] > 64 && weights_bytes(m, &z) > m->most_bytes)
+        for (uint32_t i = 0; i < m->f.n_parts; i++)
+            z.out[i] = DL_MAX(z.out[i] / 2 / DL_BLOCK, 1) * DL_BLOCK;
+    z.copies = (uint32_t)DL_MAX(1, DL_MIN(m->most_bytes / (weights_bytes(m, &z) + 1), TRIAL_COPIES));
+    return z;
+}
+
+/* Each part's results: columns of one buffer, but for those of a GLU. */
+static int matrix_results(struct maker *m, const struct sizes *z, uint32_t rows)
+{
+    struct vk_trial *t = m->t;
+    const bool apart = m->f.kind == VK_MM_GLU;
+    uint32_t cols = z->out[0], at = 0;
+    struct dl_view dst;
+    for (uint32_t i = 1; !apart && i < m->f.n_parts; i++)
+        cols += z->out[i];
+    int err = buf_create(m, TRIAL_DST, DL_BUF_ACT, DL_F32, rows, cols, &dst);
+    for (uint32_t i = 0; !err && i < m->f.n_parts; i++) {
+        if (i && apart)
+            err = buf_create(m, TRIAL_UP, DL_BUF_ACT, DL_F32, rows, z->out[i], &dst);
+        dst.offset = apart ? 0 : at * sizeof(float);
+        dst.cols = z->out[i];
+        at += z->out[i];
+        t->results[t->n_results++] = (struct trial_result){.view = dst, .bound = 1e-9};
     }
     return err;
 }
 
-static void want_matmul(const struct maker *m, uint32_t row, double *want)
+/* What follows, and what it adds to. `cols` of `rows` rows. */
+static int after_results(struct maker *m, uint32_t rows, uint32_t cols)
 {
-    const struct dl_op *op = &m->t->ops[0];
+    struct vk_trial *t = m->t;
+    struct dl_view view = {0};
+    int err = 0;
+    if (m->f.kind == VK_MM_ADD) {
+        const struct dl_view like = {.cols = cols, .type = m->f.base->type};
+        const bool in_place = m->f.base->buf == m->after->dst.buf;
+        err = make_like(m, IN_BASE, &like, in_place ? TRIAL_AFTER : TRIAL_BASE, DL_BUF_ACT, rows);
+        view = m->src[IN_BASE].view;
+        if (err || in_place)
+            goto out;
+    }
+    err = buf_create(m, TRIAL_AFTER, use_of(m, &m->after->dst), m->after->dst.type, rows, cols, &view);
+out: /* a value that falls on a border when it is rounded may go either way */
+    t->results[t->n_results++] = (struct trial_result){.view = view, .bound = view.type == DL_F32 ? 1e-8 : 1e-5};
+    return err;
+}
+
+static struct dl_op after_op(const struct maker *m)
+{
+    const struct trial_result *r = m->t->results;
+    struct dl_op op = *m->after;
+    op.dst = r[m->t->n_results - 1].view;
+    if (op.code == DL_OP_ADD) {
+        uint32_t base = m->f.base == &m->after->src[1];
+        op.src[base] = m->src[IN_BASE].view;
+        op.src[!base] = r[0].view;
+    } else {
+        op.src[0] = r[0].view;
+        if (op.code == DL_OP_GLU)
+            op.src[1] = r[1].view;
+    }
+    return op;
+}
+
+static int make_route(struct maker *m, uint32_t experts, uint32_t rows)
+{
+    const uint32_t k = m->op->u.moe.k;
+    struct rows *r = &m->src[IN_EXTRA];
+    int err = buf_create(m, TRIAL_EXTRA, DL_BUF_ACT, DL_F32, rows, 2 * k, &r->view);
+    if (!err)
+        err = make_patterns(m, r);
+    if (err)
+        return err;
+    for (uint32_t p = 0; p < PATTERNS; p++)
+        for (uint32_t s = 0; s < k; s++) {
+            r->values[(size_t)p * 2 * k + s] = (float)((p * 5 + s) % experts);
+            r->values[(size_t)p * 2 * k + k + s] = 1.0f / (float)k;
+        }
+    memcpy(r->bytes, r->values, PATTERNS * r->view.row_bytes);
+    return write_rows(m, r, TRIAL_EXTRA, 0, r->view.rows);
+}
+
+static bool has_bias(const struct maker *m)
+{
+    return m->op->code == DL_OP_MATMUL && m->op->src[2].buf != DL_NO_BUF;
+}
+
+static int matrix_ops(struct maker *m, const struct sizes *z, uint32_t copy)
+{
+    struct vk_trial *t = m->t;
+    const bool moe = m->op->code == DL_OP_MOE_MATMUL;
+    for (uint32_t i = 0; i < m->f.n_parts; i++) {
+        struct dl_op *op = &t->ops[t->n_ops++];
+        int err = make_like(m, IN_WEIGHT + 2 * i, &m->op->src[1], TRIAL_WEIGHT + copy * VK_MM_PARTS + i, DL_BUF_WEIGHT,
+                            z->experts * z->out[i]);
+        if (err)
+            return err;
+        *op = *m->f.part[i];
+        op->dst = t->results[i].view;
+        op->src[0] = m->src[IN_X].view;
+        op->src[1] = m->src[IN_WEIGHT + 2 * i].view;
+        if (moe)
+            op->u.moe.n_experts = z->experts;
+        if (moe || has_bias(m))
+            op->src[2] = m->src[moe ? IN_EXTRA : IN_EXTRA + 2 * i].view;
+    }
+    if (m->after)
+        t->ops[t->n_ops++] = after_op(m);
+    return 0;
+}
+
+static int fill_matmul(struct maker *m)
+{
+    const struct dl_op *op = m->op;
+    const bool moe = op->code == DL_OP_MOE_MATMUL;
+    const uint32_t k = moe ? op->u.moe.k : 1;
+    const struct sizes z = sizes_of(m);
+    const uint32_t rows = op->count == DL_COUNT_OUT ? m->l->n_out : m->l->n_tokens;
+    int err = matrix_results(m, &z, rows * k);
+    if (!err && m->after)
+        err = after_results(m, rows * k, z.out[0]);
+    if (!err)
+        err = make(m, IN_X, TRIAL_SRC, DL_BUF_ACT, moe && !op->u.moe.shared_src ? rows * k : rows);
+    if (!err && moe)
+        err = make_route(m, z.experts, rows);
+    for (uint32_t i = 0; !err && has_bias(m) && i < m->f.n_parts; i++) {
+        const struct dl_view like = {.cols = z.out[i], .type = DL_F32};
+        err = make_like(m, IN_EXTRA + 2 * i, &like, TRIAL_EXTRA + i, DL_BUF_WEIGHT, 1);
+    }
+    for (uint32_t i = 0; !err && i < z.copies; i++)
+        err = matrix_ops(m, &z, i);
+    return err;
+}
+
+static void want_matmul(const struct maker *m, uint32_t part, uint32_t row, double *want)
+{
+    const struct dl_op *op = &m->t->ops[part];
     bool moe = op->code == DL_OP_MOE_MATMUL;
     uint32_t k = moe ? op->u.moe.k : 1, out = op->dst.cols, first = 0;
     if (moe)
-        first = (uint32_t)row_of(&m->src[2], row / k)[row % k] * out;
-    const float *x = row_of(&m->src[0], moe && op->u.moe.shared_src ? row / k : row);
+        first = (uint32_t)row_of(&m->src[IN_EXTRA], row / k)[row % k] * out;
+    const float *x = row_of(&m->src[IN_X], moe && op->u.moe.shared_src ? row / k : row);
     for (uint32_t o = 0; o < out; o++) {
-        const float *w = row_of(&m->src[1], first + o);
-        double sum = !moe && op->src[2].buf != DL_NO_BUF ? (double)row_of(&m->src[2], 0)[o] : 0.0;
+        const float *w = row_of(&m->src[IN_WEIGHT + 2 * part], first + o);
+        double sum = has_bias(m) ? (double)row_of(&m->src[IN_EXTRA + 2 * part], 0)[o] : 0.0;
         for (uint32_t i = 0; i < op->src[0].cols; i++)
             sum += (double)x[i] * (double)w[i];
         want[o] = sum;
+    }
+}
+
+static double want_act(enum dl_act_fn act, double x)
+{
+    return act == DL_ACT_GELU ? x / (1 + exp(-2 * 0.7978845608028654 * (x + 0.044715 * x * x * x)))
+                              : x / (1 + exp(-x));
+}
+
+/* From what the ops before it should have made. */
+static void want_after(const struct maker *m, uint32_t i, double *want)
+{
+    const struct trial_result *r = m->t->results;
+    for (uint32_t o = 0; o < r[0].view.cols; o++) {
+        const size_t at = (size_t)i * r[0].view.cols + o;
+        want[o] = r[0].want[at];
+        if (m->after->code == DL_OP_GLU)
+            want[o] = want_act(m->after->u.glu.act, want[o]) * r[1].want[at];
+        else if (m->after->code == DL_OP_ADD)
+            want[o] += (double)row_of(&m->src[IN_BASE], m->t->row[i])[o];
     }
 }
 
@@ -291,7 +437,7 @@ static int fill_attention(struct maker *m)
 {
     const struct dl_op *op = m->op;
     struct vk_trial *t = m->t;
-    struct dl_view dst;
+    struct dl_view dst = {0};
     int err = attention_rows(m);
     if (err)
         return err;
@@ -307,12 +453,17 @@ static int fill_attention(struct maker *m)
         err = fill_cache(m, 1, TRIAL_WEIGHT);
     if (!err)
         err = fill_cache(m, 2, TRIAL_EXTRA);
-    t->n_ops = m->check ? 1 : 2;
-    for (uint32_t i = 0; i < t->n_ops; i++) {
-        t->ops[i] = *op;
-        t->ops[i].dst = dst;
+    t->results[t->n_results++] = (struct trial_result){.view = dst, .bound = 1e-8};
+    if (!err && m->after)
+        err = after_results(m, m->l->n_tokens, op->dst.cols);
+    for (uint32_t i = 0; !err && i < (m->check ? 1 : 2); i++) {
+        struct dl_op *to = &t->ops[t->n_ops++];
+        *to = *op;
+        to->dst = dst;
         for (uint32_t s = 0; s < 3; s++)
-            t->ops[i].src[s] = m->src[s].view;
+            to->src[s] = m->src[s].view;
+        if (m->after)
+            t->ops[t->n_ops++] = after_op(m);
     }
     return err;
 }
@@ -355,61 +506,54 @@ static int want_attention(const struct maker *m, uint32_t row, double *want)
 static int choose_rows(struct maker *m)
 {
     struct vk_trial *t = m->t;
-    uint32_t n = m->n * t->ops[0].mult, cols = t->ops[0].dst.cols;
+    uint32_t n = m->n * t->ops[0].mult;
     t->n_rows = DL_MIN(n, TRIAL_ROWS);
     for (uint32_t i = 0; i < t->n_rows; i++)
         t->row[i] = t->n_rows > 1 ? (uint32_t)((uint64_t)i * (n - 1) / (t->n_rows - 1)) : 0;
-    t->want = dl_calloc((size_t)t->n_rows * cols, sizeof *t->want);
-    int err = t->want ? 0 : DL_ENOMEM;
-    for (uint32_t i = 0; !err && i < t->n_rows; i++) {
-        double *want = t->want + (size_t)i * cols;
-        if (t->ops[0].code == DL_OP_ATTENTION)
-            err = want_attention(m, t->row[i], want);
-        else
-            want_matmul(m, t->row[i], want);
+    int err = 0;
+    for (uint32_t p = 0; !err && p < t->n_results; p++) {
+        struct trial_result *r = &t->results[p];
+        r->want = dl_calloc((size_t)t->n_rows * r->view.cols, sizeof *r->want);
+        err = r->want ? 0 : DL_ENOMEM;
+        for (uint32_t i = 0; !err && i < t->n_rows; i++) {
+            double *want = r->want + (size_t)i * r->view.cols;
+            if (m->after && p == t->n_results - 1)
+                want_after(m, i, want);
+            else if (t->ops[0].code == DL_OP_ATTENTION)
+                err = want_attention(m, t->row[i], want);
+            else
+                want_matmul(m, p, t->row[i], want);
+        }
     }
     return err;
 }
 
-int vk_trial_fill(struct vk_trial *t, const struct vk_lower *l, const struct dl_op *op, bool check, uint64_t most_bytes)
+int vk_trial_fill(struct vk_trial *t, const struct vk_lower *l, const struct dl_op *ops, uint32_t n, bool check,
+                  uint64_t most_bytes)
 {
-    struct maker m = {.t = t, .l = l, .op = op, .rng = 88172645463325252u, .check = check, .most_bytes = most_bytes};
-    bool out = op->count == DL_COUNT_OUT;
+    const struct dl_op *op = &ops[0];
+    struct maker m = {
+        .t = t, .l = l, .op = op, .rng = 88172645463325252u, .check = check, .most_bytes = most_bytes, .fused = n > 1};
+    bool out = op->count == DL_COUNT_OUT, attention = op->code == DL_OP_ATTENTION;
+    if (!attention)
+        m.f = vk_mm_match(ops, n);
+    m.after = !attention ? m.f.after : n > 1 ? &ops[1] : NULL;
     m.n = out ? l->n_out : l->n_tokens;
     if (check && m.n > 2)
         m.n--; /* not all rows that the program is made for, but of the same class */
     t->n_tokens = out ? l->n_tokens : m.n;
     t->n_out = out ? m.n : DL_MIN(l->n_out, m.n);
     m.shape = (struct dl_batch_shape){l->n_tokens, DL_MAX(l->n_out, 1), 1, 1};
-    int err = op->code == DL_OP_ATTENTION ? fill_attention(&m) : fill_matmul(&m);
+    int err = attention ? fill_attention(&m) : fill_matmul(&m);
     if (!err)
         err = make_batch(&m);
     if (!err && check)
         err = choose_rows(&m);
-    for (int i = 0; i < 3; i++) {
+    for (int i = 0; i < N_SRC; i++) {
         free(m.src[i].bytes);
         free(m.src[i].values);
     }
     free(m.at);
     free(m.table);
-    return err;
-}
-
-int vk_trial_compare(struct vk_trial *t, double *nmse)
-{
-    const struct dl_view *d = &t->ops[0].dst;
-    float *row = dl_calloc(d->cols, sizeof *row);
-    double wrong = 0, all = 0;
-    int err = row ? 0 : DL_ENOMEM;
-    for (uint32_t i = 0; !err && i < t->n_rows; i++) {
-        err = vk_buf_read(t->ctx, vk_buf_of(t->bufs[TRIAL_DST]), t->row[i] * d->row_bytes, row, d->cols * sizeof *row);
-        for (uint32_t k = 0; !err && k < d->cols; k++) {
-            double want = t->want[(size_t)i * d->cols + k], off = (double)row[k] - want;
-            wrong += off * off;
-            all += want * want;
-        }
-    }
-    free(row);
-    *nmse = wrong / all;
     return err;
 }

@@ -17,8 +17,9 @@
 #define BUDGET_S 3.0
 #define TIME_NS 25000000u     /* of runs per candidate */
 #define LEAST_WORK (1u << 20) /* multiply-adds: smaller ops are not worth timing */
+#define FUSED_GAIN 0.9       /* one kernel stays, unless the ops one by one take less than this part of its time */
 #define PHASE "choosing kernels"
-#define VERSION "choices 1" /* of the file, and of what candidates' names mean */
+#define VERSION "choices 2" /* of the file, and of what candidates' names mean */
 
 struct choice {
     char key[128], name[64];
@@ -28,6 +29,18 @@ struct candidate {
     char key[128]; /* kernel, type and kind of batch */
     char name[64];
     bool right;
+};
+
+/* What is asked: which of these for these ops. With `base`, the first is one kernel made of variant names[0] of kernel `base`, the
+ * second is the ops one by one. */
+struct ask {
+    struct vk_lower *l;
+    const char *kernel;
+    const struct dl_op *ops;
+    uint32_t n_ops;
+    const char *const *names;
+    uint32_t n;
+    const char *base;
 };
 
 struct vk_tune {
@@ -40,6 +53,7 @@ struct vk_tune {
     bool said;
     uint64_t spent_ns, budget_ns;
     const char *kernel, *name; /* of the trial that is running */
+    const char *base, *base_name; /* and what else is decided in it */
     bool met;                  /* the trial was asked for its kernel */
     struct vk_tune_stats stats;
 };
@@ -176,17 +190,22 @@ static uint32_t rows(const struct vk_lower *l, const struct dl_op *op)
     return op->count == DL_COUNT_OUT ? l->n_out : l->n_tokens;
 }
 
-static void key_of(const struct vk_lower *l, const char *kernel, const struct dl_op *op, char *key, size_t size)
+static void key_of(const struct ask *a, char *key, size_t size)
 {
-    uint32_t n = rows(l, op);
+    const struct dl_op *op = a->ops;
+    uint32_t n = rows(a->l, op);
     const char *type = dl_type_info(op->src[1].type)->name;
-    if (op->code == DL_OP_ATTENTION)
-        snprintf(key, size, "%s %s dim=%u heads=%u/%u+%u kv=%u n=%u", kernel, type, (unsigned)op->u.attn.head_dim,
+    if (op->code == DL_OP_ATTENTION) {
+        snprintf(key, size, "%s %s dim=%u heads=%u/%u+%u kv=%u n=%u", a->kernel, type, (unsigned)op->u.attn.head_dim,
                  (unsigned)op->u.attn.n_heads, (unsigned)op->u.attn.group, (unsigned)op->u.attn.first_head,
                  (unsigned)op->u.attn.n_kv_heads, (unsigned)n);
-    else
-        snprintf(key, size, "%s %s %ux%u of %u n=%u", kernel, type, (unsigned)op->dst.cols, (unsigned)op->src[1].cols,
-                 (unsigned)(op->src[1].rows / DL_MAX(op->dst.cols, 1)), (unsigned)n);
+        return;
+    }
+    char beside[2][16] = {"", ""};
+    for (uint32_t i = 1; i < a->n_ops && i < 3; i++)
+        snprintf(beside[i - 1], sizeof beside[0], "+%u", (unsigned)a->ops[i].dst.cols);
+    snprintf(key, size, "%s %s %u%s%sx%u of %u n=%u", a->kernel, type, (unsigned)op->dst.cols, beside[0], beside[1],
+             (unsigned)op->src[1].cols, (unsigned)(op->src[1].rows / DL_MAX(op->dst.cols, 1)), (unsigned)n);
 }
 
 static uint64_t work(const struct vk_lower *l, const struct dl_op *op)
@@ -202,29 +221,32 @@ static uint64_t trial_bytes(struct vk_ctx *c)
     return left ? DL_MIN(most, left / 8) : most;
 }
 
-/* Runs one candidate: what == VK_TRIAL_CHECK leaves its NMSE, VK_TRIAL_TIME nanoseconds. */
-static int try(struct vk_lower *l, const char *kernel, const char *name, struct vk_trial *trial,
-               enum vk_trial_kind what, double *out)
+/* Runs one candidate. What it did not even ask for tells nothing: the smaller op has other candidates. */
+static int try(const struct ask *a, uint32_t i, struct vk_trial *trial, uint64_t *ns, bool *right, double *nmse)
 {
-    struct vk_tune *t = l->ctx->tune;
-    uint64_t ns = 0;
-    t->kernel = kernel;
-    t->name = name;
+    struct vk_tune *t = a->l->ctx->tune;
+    t->kernel = a->kernel;
+    t->name = a->names[i];
+    t->base = a->base;
+    t->base_name = a->names[0];
     t->met = false;
-    l->ctx->quiet = true;
-    int err = what == VK_TRIAL_CHECK ? vk_trial_check(trial, out) : vk_trial_time(trial, TIME_NS, &ns);
-    l->ctx->quiet = false;
-    t->kernel = NULL;
-    if (what == VK_TRIAL_TIME)
-        *out = (double)ns;
-    if (!err && !t->met) /* the smaller op has other candidates: it tells nothing */
-        *out = 0;
+    a->l->ctx->quiet = true;
+    int err = ns ? vk_trial_time(trial, TIME_NS, ns) : vk_trial_check(trial, right, nmse);
+    a->l->ctx->quiet = false;
+    t->kernel = t->base = NULL;
+    if (!err && !t->met && ns)
+        *ns = 0;
+    if (!err && !t->met && right)
+        *right = true;
     return err;
 }
 
 /* Is it right? Asked once for each kernel, name, type and kind of batch; what is wrong once is not used any more. */
-static int check(struct vk_lower *l, const char *kernel, const struct dl_op *op, const char *name, bool *right)
+static int check(const struct ask *a, uint32_t index, bool *right)
 {
+    struct vk_lower *l = a->l;
+    const char *kernel = a->kernel, *name = a->names[index];
+    const struct dl_op *op = a->ops;
     struct vk_tune *t = l->ctx->tune;
     uint32_t n = rows(l, op);
     struct candidate new = {.right = false};
@@ -247,17 +269,16 @@ static int check(struct vk_lower *l, const char *kernel, const struct dl_op *op,
         }
     }
     struct vk_trial *trial = NULL;
-    double nmse = 0, bound = op->code == DL_OP_ATTENTION ? 1e-8 : 1e-9;
-    int err = vk_trial_create(l, op, VK_TRIAL_CHECK, trial_bytes(l->ctx), &trial);
+    double nmse = 0;
+    int err = vk_trial_create(l, op, a->n_ops, VK_TRIAL_CHECK, trial_bytes(l->ctx), &trial);
     if (err)
         return err; /* not the candidate's fault */
-    err = try(l, kernel, name, trial, VK_TRIAL_CHECK, &nmse);
+    err = try(a, index, trial, NULL, right, &nmse);
     vk_trial_destroy(&trial);
     if (vk_lost(l->ctx))
         return vk_lost(l->ctx);
     t->stats.checked++;
-    new.right = !err &&nmse <= bound; /* false for NaN */
-    *right = new.right;
+    new.right = *right = !err && *right;
     if (!new.right) {
         t->stats.dropped++;
         if (err)
@@ -272,34 +293,37 @@ static int check(struct vk_lower *l, const char *kernel, const struct dl_op *op,
     return 0;
 }
 
-static int measure(struct vk_lower *l, const char *kernel, const struct dl_op *op, const char *key,
-                   const char *const *names, uint32_t n)
+static int measure(const struct ask *a, const char *key)
 {
+    struct vk_lower *l = a->l;
+    const char *kernel = a->kernel, *const *names = a->names;
+    const uint32_t n = a->n;
     struct vk_tune *t = l->ctx->tune;
     struct vk_trial *trial = NULL;
     int best = -1, err = 0;
-    double least = 0, ns;
-    bool right = false, timed = n > 1 && work(l, op) >= LEAST_WORK;
+    uint64_t least = 0, ns;
+    bool right = false, timed = n > 1 && work(l, a->ops) >= LEAST_WORK;
     for (uint32_t i = 0; i < n; i++) {
         if (best >= 0 && (!timed || t->spent_ns > t->budget_ns))
             break;
         uint64_t start = dl_now_ns();
         vk_progress(l->ctx, PHASE, DL_MIN(t->spent_ns, t->budget_ns - 1), t->budget_ns);
-        err = check(l, kernel, op, names[i], &right);
+        err = check(a, i, &right);
         ns = 0;
         if (!err && right && timed && t->spent_ns <= t->budget_ns) {
             if (!trial)
-                err = vk_trial_create(l, op, VK_TRIAL_TIME, trial_bytes(l->ctx), &trial);
+                err = vk_trial_create(l, a->ops, a->n_ops, VK_TRIAL_TIME, trial_bytes(l->ctx), &trial);
             if (!err)
-                err = try(l, kernel, names[i], trial, VK_TRIAL_TIME, &ns);
+                err = try(a, i, trial, &ns, NULL, NULL);
             t->stats.timed += !err;
         }
         t->spent_ns += dl_now_ns() - start;
         if (err)
             break;
         if (right && ns > 0)
-            dl_log(DL_LOG_DEBUG, "%s: %s: %s takes %.1f us", l->ctx->label, key, names[i], ns / 1e3);
-        if (right && (best < 0 || (ns > 0 && ns < least))) {
+            dl_log(DL_LOG_DEBUG, "%s: %s: %s takes %.1f us", l->ctx->label, key, names[i],
+                   (double)ns / 1e3);
+        if (right && (best < 0 || (ns > 0 && (double)ns < (double)least * (a->base ? FUSED_GAIN : 1)))) {
             best = (int)i;
             least = ns;
         }
@@ -323,27 +347,55 @@ static int measure(struct vk_lower *l, const char *kernel, const struct dl_op *o
     return best;
 }
 
-int vk_tune_pick(struct vk_lower *l, const char *kernel, const struct dl_op *op, const char *const *names, uint32_t n)
+/* No choice is forced, and no trial asks. */
+static int pick(const struct ask *a)
 {
-    struct vk_tune *t = tune_of(l->ctx);
+    struct vk_tune *t = a->l->ctx->tune;
+    if (!t->budget_ns || !vk_trial_knows(a->ops))
+        return 0;
+    char key[sizeof t->choices->key];
+    key_of(a, key, sizeof key);
+    int i = known(t, key, a->names, a->n);
+    if (i >= 0 || t->kernel) /* a trial of another kernel does not start its own */
+        return DL_MAX(i, 0);
+    if (!t->said)
+        dl_log(DL_LOG_INFO, "%s: checking and timing kernels: the first start with this device and driver takes longer",
+               a->l->ctx->label);
+    t->said = true;
+    return measure(a, key);
+}
+
+/* What a running trial wants of this kernel; -1: nothing. */
+static int tried(struct vk_tune *t, const char *kernel, const char *const *names, uint32_t n)
+{
     if (t->kernel && !strcmp(t->kernel, kernel)) {
         int i = index_of(t->name, strlen(t->name), names, n);
         t->met = t->met || i >= 0;
         return DL_MAX(i, 0);
     }
-    int i = vk_tune_forced(kernel, names, n);
-    if (i >= 0)
-        return i;
-    if (!t->budget_ns || !vk_trial_knows(op))
-        return 0;
-    char key[sizeof t->choices->key];
-    key_of(l, kernel, op, key, sizeof key);
-    i = known(t, key, names, n);
-    if (i >= 0 || t->kernel) /* a trial of another kernel does not start its own */
-        return DL_MAX(i, 0);
-    if (!t->said)
-        dl_log(DL_LOG_INFO, "%s: checking and timing kernels: the first start with this device and driver takes longer",
-               l->ctx->label);
-    t->said = true;
-    return measure(l, kernel, op, key, names, n);
+    return t->base && !strcmp(t->base, kernel) ? index_of(t->base_name, strlen(t->base_name), names, n) : -1;
+}
+
+int vk_tune_pick(struct vk_lower *l, const char *kernel, const struct dl_op *op, const char *const *names, uint32_t n)
+{
+    int i = tried(tune_of(l->ctx), kernel, names, n);
+    if (i < 0)
+        i = vk_tune_forced(kernel, names, n);
+    struct ask a = {.l = l, .kernel = kernel, .ops = op, .n_ops = 1, .names = names, .n = n};
+    return i >= 0 ? i : pick(&a);
+}
+
+int vk_tune_fuse(struct vk_lower *l, const char *kernel, const struct dl_op *ops, uint32_t n, const char *base,
+                 const char *variant)
+{
+    static const char *const answers[] = {"yes", "no"};
+    const char *const names[] = {variant, "no"};
+    struct vk_tune *t = tune_of(l->ctx);
+    int i = tried(t, kernel, names, 2);
+    if (i < 0)
+        i = t->kernel ? 1 : vk_tune_forced("fuse", answers, 2); /* nothing is fused in a trial of something else */
+    struct ask a = {.l = l, .kernel = kernel, .ops = ops, .n_ops = n, .names = names, .n = 2, .base = base};
+    if (i < 0)
+        i = pick(&a);
+    return i < 0 ? i : i == 0;
 }

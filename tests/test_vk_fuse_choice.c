@@ -1,0 +1,227 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * tests/test_vk_fuse_choice.c: a kernel for several ops is checked before it is used: what a wrong one would compute is done op by op, after
+ * one line about it. And the choice is kept: the next start checks, measures and compiles nothing.
+ */
+#include "glsl.h"
+#include "tempdir.h"
+#include "tune.h"
+#include "vk_fused.h"
+
+static unsigned n_dropped;
+static char last_dropped[300];
+
+static void on_line(void *ud, enum dl_log_level level, const char *line)
+{
+    (void)ud;
+    if (strstr(line, "dropped")) {
+        n_dropped++;
+        snprintf(last_dropped, sizeof last_dropped, "%s", line);
+    } else if (level == DL_LOG_ERROR) {
+        fprintf(stderr, "%s\n", line);
+    }
+}
+
+static char cache[TEMPDIR_LEN];
+
+static int set_up(void **state)
+{
+    (void)state;
+    setenv("DLLAMA_ALLOW_SOFTWARE_GPU", "1", 1);
+    setenv("DLLAMA_VK_TUNE", "1000", 1); /* machines that run tests may be slow */
+    setenv("DLLAMA_VK_VALIDATION", "1", 1);
+    make_dir(cache);
+    setenv("DLLAMA_CACHE_DIR", cache, 1);
+    struct dl_cpu_opts ref = {.threads = 1, .isa = "ref"};
+    return dl_cpu_open(&ref, &cpu);
+}
+
+static int tear_down(void **state)
+{
+    (void)state;
+    dl_device_close(&cpu);
+    remove_dir(cache);
+    return 0;
+}
+
+static void open_gpu(void)
+{
+    struct dl_vulkan_opts opts = {.index = -1};
+    int err = dl_vulkan_open(&opts, &gpu);
+    assert_true(!err || err == DL_EUNSUP);
+    n_dropped = 0;
+}
+
+static void close_gpu(void **state)
+{
+    (void)state;
+    dl_device_close(&gpu);
+}
+
+/* -------------------------------------------------------------------------------------------------- the programs */
+
+static void build_glu(struct prog *p)
+{
+    struct dl_view x = acts(p, DL_Q40, 2048), gate = view(p, DL_BUF_ACT, DL_F32, ROWS, 512),
+                   up = view(p, DL_BUF_ACT, DL_F32, ROWS, 512);
+    matmul(p, gate, x, DL_Q40, false); /* large enough to be timed */
+    matmul(p, up, x, DL_Q40, false);
+    op(p, DL_OP_GLU, view(p, DL_BUF_ACT, DL_Q80, ROWS, 512), gate)->src[1] = up;
+}
+
+static void build_beside(struct prog *p)
+{
+    struct dl_view x = acts(p, DL_Q40, 256), qk = view(p, DL_BUF_ACT, DL_F32, ROWS, 96);
+    struct dl_view q = qk, k = qk;
+    q.cols = 64;
+    k.cols = 32;
+    k.offset = 64 * sizeof(float);
+    matmul(p, q, x, DL_Q40, true);
+    matmul(p, k, x, DL_Q40, true);
+}
+
+static void build_convert(struct prog *p)
+{
+    struct dl_view part = view(p, DL_BUF_ACT, DL_F32, ROWS, 96);
+    matmul(p, part, acts(p, DL_F16, 128), DL_F16, false);
+    op(p, DL_OP_CONVERT, view(p, DL_BUF_WIRE, DL_Q80, ROWS, 96), part);
+}
+
+static void build_add(struct prog *p)
+{
+    struct dl_view part = view(p, DL_BUF_ACT, DL_F32, ROWS, 72), x = view(p, DL_BUF_ACT, DL_F32, ROWS, 72);
+    matmul(p, part, acts(p, DL_Q80, 128), DL_Q80, false);
+    op(p, DL_OP_ADD, x, x)->src[1] = part;
+}
+
+static void build_attention(struct prog *p)
+{
+    struct dl_view out = view(p, DL_BUF_ACT, DL_F32, ROWS, 256);
+    struct dl_op *o = op(p, DL_OP_ATTENTION, out, view(p, DL_BUF_ACT, DL_F32, ROWS, 256));
+    for (int i = 1; i < 3; i++)
+        o->src[i] = view(p, DL_BUF_KV, DL_F16, 3 * 2 * DL_KV_BLOCK, 64);
+    o->u.attn.n_heads = 4;
+    o->u.attn.n_kv_heads = 2;
+    o->u.attn.head_dim = 64;
+    o->u.attn.group = 2;
+    o->u.attn.scale = 0.2f;
+    op(p, DL_OP_CONVERT, view(p, DL_BUF_ACT, DL_Q80, ROWS, 256), out);
+}
+
+typedef void build_fn(struct prog *p);
+
+/* Runs it on both; returns the GPU's dispatches. */
+static uint32_t run_both(build_fn *build, const char *what)
+{
+    struct prog p = {.rng = 11, .bound = 1e-9};
+    size_t n;
+    build(&p);
+    uint8_t *got = run(gpu, &p, 3, &n), *want = run(cpu, &p, 3, &n);
+    compare_all(&p, got, want, what);
+    free(got);
+    free(want);
+    for (uint32_t i = 0; i < p.n_bufs; i++)
+        free(p.bytes[i]);
+    return n_dispatches;
+}
+
+/* ----------------------------------------------------------------------------------------------------- the tests */
+
+/* The shaders in a folder of their own, with one line of one of them replaced. */
+static void spoil(const char *folder, const char *file, const char *line, const char *by)
+{
+    char text[1000], path[TEMPDIR_LEN + 64];
+    snprintf(text, sizeof text, "cp shaders/*.comp shaders/*.glsl '%s'/", folder);
+    assert_int_equal(system(text), 0);
+    snprintf(text, sizeof text, "shaders/%s", file);
+    snprintf(path, sizeof path, "%s/%s", folder, file);
+    FILE *in = fopen(text, "r"), *out = fopen(path, "w");
+    assert_non_null(in);
+    assert_non_null(out);
+    unsigned found = 0;
+    while (fgets(text, sizeof text, in)) {
+        bool here = !strncmp(text + strspn(text, " "), line, strlen(line));
+        found += here;
+        fputs(here ? by : text, out);
+    }
+    fclose(in);
+    assert_int_equal(fclose(out), 0);
+    assert_int_equal(found, 1);
+    setenv("DLLAMA_SHADER_DIR", folder, 1);
+}
+
+static void test_wrong_is_dropped(void **state)
+{
+    (void)state;
+    static const char emit[] = "OUT_PUT(to, row, v, n);", emit_wrong[] = "OUT_PUT(to, row, v * 1.01, n);\n";
+    static const struct {
+        build_fn *build;
+        uint32_t ops;
+        const char *name, *file, *line, *by;
+    } cases[] = {
+        {build_glu, 3, "fuse_glu_matvec_q40_to_planes", "mm_emit.glsl", emit, emit_wrong},
+        {build_glu, 3, "fuse_glu_matvec_q40_to_planes", "out.glsl", "out_sums[at.z] =", /* seen by no one but matrices */
+         "#ifdef EPI\nscale *= 1.01;\n#endif\nout_sums[at.z] = scale * float(q80_sum());\n"},
+        {build_convert, 2, "fuse_convert_matvec_f16_to_q80", "mm_emit.glsl", emit, emit_wrong},
+        {build_add, 2, "fuse_add_matvec_q80_to_f32", "mm_emit.glsl", emit, emit_wrong},
+        {build_beside, 2, "fuse_beside_matvec_q40_2_bias", "mm_matvec.glsl", "mm_rows = p.rows1;",
+         "mm_rows = p.rows1 - 1u;\n"},
+        {build_attention, 2, "fuse_convert_attention_to_planes", "attention_split.comp", "v[k] = head[col + k];",
+         "v[k] = head[col + k] * 1.01;\n"},
+    };
+    char folder[TEMPDIR_LEN];
+    make_dir(folder);
+    dl_log_set(on_line, NULL, DL_LOG_WARN);
+    for (size_t i = 0; i < DL_COUNT_OF(cases); i++) {
+        spoil(folder, cases[i].file, cases[i].line, cases[i].by);
+        open_gpu();
+        if (!gpu)
+            break;
+        assert_int_equal(run_both(cases[i].build, cases[i].name), cases[i].ops); /* right all the same */
+        unsigned dropped = n_dropped; /* other variants for other sizes of batches */
+        assert_true(dropped >= 1);
+        assert_int_equal(vk_tune_stats(vk_ctx_of(gpu)).dropped, dropped);
+        if (!strstr(last_dropped, cases[i].name) || !strstr(last_dropped, "wrong"))
+            fail_msg("%s: %s", cases[i].name, last_dropped);
+        assert_int_equal(run_both(cases[i].build, cases[i].name), cases[i].ops); /* known by now */
+        assert_int_equal(n_dropped, dropped);
+        close_gpu(NULL);
+    }
+    dl_log_set(NULL, NULL, DL_LOG_WARN);
+    unsetenv("DLLAMA_SHADER_DIR");
+    remove_dir(folder);
+}
+
+static void test_kept(void **state)
+{
+    (void)state;
+    static build_fn *const builds[] = {build_glu, build_beside, build_convert, build_add, build_attention};
+    uint32_t dispatches[2][DL_COUNT_OF(builds)];
+    struct vk_tune_stats stats[2];
+    uint64_t compiled[2];
+    dl_log_set(on_line, NULL, DL_LOG_WARN);
+    for (int start = 0; start < 2; start++) {
+        open_gpu();
+        NEED_GPU();
+        compiled[start] = vk_glsl_stats().compiled;
+        for (size_t i = 0; i < DL_COUNT_OF(builds); i++)
+            dispatches[start][i] = run_both(builds[i], "kept");
+        compiled[start] = vk_glsl_stats().compiled - compiled[start];
+        stats[start] = vk_tune_stats(vk_ctx_of(gpu));
+        close_gpu(NULL);
+    }
+    dl_log_set(NULL, NULL, DL_LOG_WARN);
+    assert_int_equal(n_dropped + stats[0].dropped, 0);
+    assert_true(stats[0].checked >= 2 * DL_COUNT_OF(builds)); /* the first op's kernel, and the one for all */
+    assert_true(stats[0].timed >= 2 && compiled[0] > 0);
+    assert_int_equal(stats[1].checked + stats[1].timed + compiled[1], 0);
+    for (size_t i = 1; i < 4; i++) /* too small to be timed: one kernel, if it is right */
+        assert_int_equal(dispatches[0][i], 1);
+    assert_memory_equal(dispatches[0], dispatches[1], sizeof dispatches[0]);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {cmocka_unit_test(test_kept), cmocka_unit_test(test_wrong_is_dropped)};
+    return cmocka_run_group_tests(tests, set_up, tear_down);
+}
