@@ -33,15 +33,13 @@
 #include <stdatomic.h>
 #include <sys/socket.h>
 
-/* Long enough for what happens meanwhile, also where sanitizers slow all of it down; the plain kernels are slow enough everywhere. */
+/* Long enough for what happens meanwhile, also where sanitizers slow all of it down. */
 #if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
-#define KERNELS NULL
 #define N_TEXT "800"
 #define PROMPT_BYTES 1000
 #else
-#define KERNELS "ref"
-#define N_TEXT "3000"
-#define PROMPT_BYTES 2000
+#define N_TEXT "4000"
+#define PROMPT_BYTES 6000
 #endif
 
 /* The text that one machine writes, and the model that writes it. */
@@ -54,9 +52,6 @@ static int setup(void **state)
     model = test_data("models/stories260K.gguf");
     if (!model || !e2e_bin())
         return 0; /* the tests say so */
-    const char *kernels = KERNELS;
-    if (kernels)
-        setenv("DLLAMA_CPU", kernels, 1);
     struct e2e r;
     E2E(&r, "run", model, "-p", "Once", "-n", N_TEXT, "--ctx", "4096", "--temp", "0", "--threads", "2", "--device",
         "cpu", "--quiet");
