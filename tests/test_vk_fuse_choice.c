@@ -52,9 +52,8 @@ static void open_gpu(void)
     n_dropped = 0;
 }
 
-static void close_gpu(void **state)
+static void close_gpu(void)
 {
-    (void)state;
     dl_device_close(&gpu);
 }
 
@@ -106,6 +105,39 @@ static void build_attention(struct prog *p)
     o->u.attn.group = 2;
     o->u.attn.scale = 0.2f;
     op(p, DL_OP_CONVERT, view(p, DL_BUF_ACT, DL_Q80, ROWS, 256), out);
+}
+
+static void build_experts(struct prog *p)
+{
+    enum { EXPERTS = 4, K = 2, OUT = 96 };
+    struct dl_view x = acts(p, DL_Q40, 128), route = view(p, DL_BUF_ACT, DL_F32, ROWS, 2 * K), dst[2];
+    for (uint32_t r = 0; r < ROWS; r++)
+        for (uint32_t s = 0; s < 2 * K; s++) {
+            float v = s < K ? (float)((r * 3 + s) % EXPERTS) : 0.5f;
+            memcpy(p->bytes[route.buf] + r * route.row_bytes + s * sizeof v, &v, sizeof v);
+        }
+    for (int i = 0; i < 2; i++) {
+        dst[i] = view(p, DL_BUF_ACT, DL_F32, K * ROWS, OUT);
+        struct dl_op *o = op(p, DL_OP_MOE_MATMUL, dst[i], x);
+        o->src[1] = view(p, DL_BUF_WEIGHT, DL_Q40, EXPERTS * OUT, 128);
+        o->src[2] = route;
+        o->mult = o->u.moe.k = K;
+        o->u.moe.n_experts = EXPERTS;
+        o->u.moe.shared_src = true;
+    }
+    struct dl_op *o = op(p, DL_OP_GLU, view(p, DL_BUF_ACT, DL_Q80, K * ROWS, OUT), dst[0]);
+    o->src[1] = dst[1];
+    o->mult = K;
+}
+
+/* The first guess of each op's own kernel: what is about several is chosen all the same, and quickly. */
+static void set_own(bool forced)
+{
+    if (forced)
+        setenv("DLLAMA_VK_VARIANT", "matvec_q40=#0 matvec_q80=#0 matvec_f16=#0 moe_matvec_q40=#0 attention_split=#0",
+               1);
+    else
+        unsetenv("DLLAMA_VK_VARIANT");
 }
 
 typedef void build_fn(struct prog *p);
@@ -160,7 +192,8 @@ static void test_wrong_is_dropped(void **state)
         const char *name, *file, *line, *by;
     } cases[] = {
         {build_glu, 3, "fuse_glu_matvec_q40_to_planes", "mm_emit.glsl", emit, emit_wrong},
-        {build_glu, 3, "fuse_glu_matvec_q40_to_planes", "out.glsl", "out_sums[at.z] =", /* seen by no one but matrices */
+        {build_glu, 3, "fuse_glu_matvec_q40_to_planes", "out.glsl",
+         "out_sums[at.z] =", /* seen by no one but matrices */
          "#ifdef EPI\nscale *= 1.01;\n#endif\nout_sums[at.z] = scale * float(q80_sum());\n"},
         {build_convert, 2, "fuse_convert_matvec_f16_to_q80", "mm_emit.glsl", emit, emit_wrong},
         {build_add, 2, "fuse_add_matvec_q80_to_f32", "mm_emit.glsl", emit, emit_wrong},
@@ -171,6 +204,7 @@ static void test_wrong_is_dropped(void **state)
     };
     char folder[TEMPDIR_LEN];
     make_dir(folder);
+    set_own(true);
     dl_log_set(on_line, NULL, DL_LOG_WARN);
     for (size_t i = 0; i < DL_COUNT_OF(cases); i++) {
         spoil(folder, cases[i].file, cases[i].line, cases[i].by);
@@ -185,17 +219,19 @@ static void test_wrong_is_dropped(void **state)
             fail_msg("%s: %s", cases[i].name, last_dropped);
         assert_int_equal(run_both(cases[i].build, cases[i].name), cases[i].ops); /* known by now */
         assert_int_equal(n_dropped, dropped);
-        close_gpu(NULL);
+        close_gpu();
     }
     dl_log_set(NULL, NULL, DL_LOG_WARN);
     unsetenv("DLLAMA_SHADER_DIR");
+    set_own(false);
     remove_dir(folder);
 }
+
+static build_fn *const builds[] = {build_glu, build_beside, build_convert, build_add, build_experts, build_attention};
 
 static void test_kept(void **state)
 {
     (void)state;
-    static build_fn *const builds[] = {build_glu, build_beside, build_convert, build_add, build_attention};
     uint32_t dispatches[2][DL_COUNT_OF(builds)];
     struct vk_tune_stats stats[2];
     uint64_t compiled[2];
@@ -208,20 +244,40 @@ static void test_kept(void **state)
             dispatches[start][i] = run_both(builds[i], "kept");
         compiled[start] = vk_glsl_stats().compiled - compiled[start];
         stats[start] = vk_tune_stats(vk_ctx_of(gpu));
-        close_gpu(NULL);
+        close_gpu();
     }
     dl_log_set(NULL, NULL, DL_LOG_WARN);
     assert_int_equal(n_dropped + stats[0].dropped, 0);
     assert_true(stats[0].checked >= 2 * DL_COUNT_OF(builds)); /* the first op's kernel, and the one for all */
     assert_true(stats[0].timed >= 2 && compiled[0] > 0);
     assert_int_equal(stats[1].checked + stats[1].timed + compiled[1], 0);
-    for (size_t i = 1; i < 4; i++) /* too small to be timed: one kernel, if it is right */
+    for (size_t i = 1; i < 5; i++) /* too small to be timed: one kernel, if it is right */
         assert_int_equal(dispatches[0][i], 1);
     assert_memory_equal(dispatches[0], dispatches[1], sizeof dispatches[0]);
 }
 
+/* The kernels for cards are right, too, and so is what they are compared with. */
+static void test_cards(void **state)
+{
+    (void)state;
+    dl_log_set(on_line, NULL, DL_LOG_WARN);
+    open_gpu();
+    NEED_GPU();
+    set_own(true);
+    vk_ctx_of(gpu)->caps.software = false;
+    for (size_t i = 0; i < DL_COUNT_OF(builds); i++)
+        run_both(builds[i], "cards");
+    struct vk_tune_stats stats = vk_tune_stats(vk_ctx_of(gpu));
+    close_gpu();
+    set_own(false);
+    dl_log_set(NULL, NULL, DL_LOG_WARN);
+    assert_int_equal(n_dropped, 0);
+    assert_true(stats.checked >= DL_COUNT_OF(builds));
+}
+
 int main(void)
 {
-    const struct CMUnitTest tests[] = {cmocka_unit_test(test_kept), cmocka_unit_test(test_wrong_is_dropped)};
+    const struct CMUnitTest tests[] = {cmocka_unit_test(test_kept), cmocka_unit_test(test_cards),
+                                       cmocka_unit_test(test_wrong_is_dropped)};
     return cmocka_run_group_tests(tests, set_up, tear_down);
 }

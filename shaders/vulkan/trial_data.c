@@ -351,8 +351,7 @@ static void want_matmul(const struct maker *m, uint32_t part, uint32_t row, doub
 
 static double want_act(enum dl_act_fn act, double x)
 {
-    return act == DL_ACT_GELU ? x / (1 + exp(-2 * 0.7978845608028654 * (x + 0.044715 * x * x * x)))
-                              : x / (1 + exp(-x));
+    return act == DL_ACT_GELU ? x / (1 + exp(-2 * 0.7978845608028654 * (x + 0.044715 * x * x * x))) : x / (1 + exp(-x));
 }
 
 /* From what the ops before it should have made. */

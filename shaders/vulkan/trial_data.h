@@ -11,12 +11,12 @@
 #define TRIAL_OPS_EACH 3u
 enum {
     TRIAL_SRC,
-    TRIAL_DST,                       /* of the first op, and of those beside it in its buffer */
-    TRIAL_UP,                        /* of the second matrix of a GLU */
-    TRIAL_AFTER,                     /* of the op behind the others */
-    TRIAL_BASE,                      /* what it adds to, where not in place */
-    TRIAL_EXTRA,                     /* V, route, and each part's bias */
-    TRIAL_WEIGHT = TRIAL_EXTRA + 3,  /* K, and each part's matrix */
+    TRIAL_DST,                      /* of the first op, and of those beside it in its buffer */
+    TRIAL_UP,                       /* of the second matrix of a GLU */
+    TRIAL_AFTER,                    /* of the op behind the others */
+    TRIAL_BASE,                     /* what it adds to, where not in place */
+    TRIAL_EXTRA,                    /* V, route, and each part's bias */
+    TRIAL_WEIGHT = TRIAL_EXTRA + 3, /* K, and each part's matrix */
     TRIAL_BUFS = TRIAL_WEIGHT + 12
 };
 _Static_assert(VK_MM_PARTS == 3 && TRIAL_COPIES * VK_MM_PARTS == 12, "a buffer for each");

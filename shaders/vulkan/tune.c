@@ -17,7 +17,7 @@
 #define BUDGET_S 3.0
 #define TIME_NS 25000000u     /* of runs per candidate */
 #define LEAST_WORK (1u << 20) /* multiply-adds: smaller ops are not worth timing */
-#define FUSED_GAIN 0.9       /* one kernel stays, unless the ops one by one take less than this part of its time */
+#define FUSED_GAIN 0.9        /* one kernel stays, unless the ops one by one take less than this part of its time */
 #define PHASE "choosing kernels"
 #define VERSION "choices 2" /* of the file, and of what candidates' names mean */
 
@@ -52,9 +52,9 @@ struct vk_tune {
     bool keep; /* on disk */
     bool said;
     uint64_t spent_ns, budget_ns;
-    const char *kernel, *name; /* of the trial that is running */
+    const char *kernel, *name;    /* of the trial that is running */
     const char *base, *base_name; /* and what else is decided in it */
-    bool met;                  /* the trial was asked for its kernel */
+    bool met;                     /* the trial was asked for its kernel */
     struct vk_tune_stats stats;
 };
 
@@ -278,7 +278,7 @@ static int check(const struct ask *a, uint32_t index, bool *right)
     if (vk_lost(l->ctx))
         return vk_lost(l->ctx);
     t->stats.checked++;
-    new.right = *right = !err && *right;
+    new.right = *right = !err &&*right;
     if (!new.right) {
         t->stats.dropped++;
         if (err)
@@ -293,6 +293,26 @@ static int check(const struct ask *a, uint32_t index, bool *right)
     return 0;
 }
 
+/* One kernel for all seems to lose. Once more, in turns: a busy machine is not the kernel. */
+static int again(const struct ask *a, struct vk_trial *trial, uint64_t took[2])
+{
+    struct vk_tune *t = a->l->ctx->tune;
+    uint64_t start = dl_now_ns(), ns = 0;
+    int err = 0;
+    for (uint32_t i = 0; !err && i < 2; i++) {
+        err = try(a, i, trial, &ns, NULL, NULL);
+        if (!err)
+            took[i] = DL_MIN(took[i], ns);
+    }
+    t->spent_ns += dl_now_ns() - start;
+    return err;
+}
+
+static bool gains(const struct ask *a, uint64_t ns, uint64_t least)
+{
+    return (double)ns < (double)least * (a->base ? FUSED_GAIN : 1);
+}
+
 static int measure(const struct ask *a, const char *key)
 {
     struct vk_lower *l = a->l;
@@ -301,7 +321,7 @@ static int measure(const struct ask *a, const char *key)
     struct vk_tune *t = l->ctx->tune;
     struct vk_trial *trial = NULL;
     int best = -1, err = 0;
-    uint64_t least = 0, ns;
+    uint64_t least = 0, took[2] = {0, 0}, ns;
     bool right = false, timed = n > 1 && work(l, a->ops) >= LEAST_WORK;
     for (uint32_t i = 0; i < n; i++) {
         if (best >= 0 && (!timed || t->spent_ns > t->budget_ns))
@@ -321,12 +341,17 @@ static int measure(const struct ask *a, const char *key)
         if (err)
             break;
         if (right && ns > 0)
-            dl_log(DL_LOG_DEBUG, "%s: %s: %s takes %.1f us", l->ctx->label, key, names[i],
-                   (double)ns / 1e3);
-        if (right && (best < 0 || (ns > 0 && (double)ns < (double)least * (a->base ? FUSED_GAIN : 1)))) {
+            dl_log(DL_LOG_DEBUG, "%s: %s: %s takes %.1f us", l->ctx->label, key, names[i], (double)ns / 1e3);
+        if (right && (best < 0 || (ns > 0 && gains(a, ns, least)))) {
             best = (int)i;
             least = ns;
         }
+        if (i < 2)
+            took[i] = ns;
+    }
+    if (!err && a->base && best == 1 && took[0] && took[1]) {
+        err = again(a, trial, took);
+        best = gains(a, took[1], took[0]) ? 1 : 0;
     }
     vk_progress(l->ctx, PHASE, t->budget_ns, t->budget_ns);
     vk_trial_destroy(&trial);
