@@ -11,7 +11,7 @@ cd "${1:-$(dirname "$0")/..}" || exit 1
 
 {
     find engine cpu transport shaders cli tests -type f \
-        \( -name '*.[ch]' -o -name '*.sh' -o -name '*.py' -o -name '*.comp' -o -name '*.glsl' -o -name '*.mjs' -o -name CMakeLists.txt \) 2>/dev/null
+        \( -name '*.[ch]' -o -name '*.sh' -o -name '*.py' -o -name '*.comp' -o -name '*.glsl' -o -name '*.mjs' -o -name '*.js' -o -name '*.css' -o -name '*.html' -o -name CMakeLists.txt \) 2>/dev/null
     for file in CMakeLists.txt CMakePresets.json README.md CONTRIBUTING.md; do
         [ ! -f "$file" ] || echo "$file"
     done
@@ -34,7 +34,7 @@ FILENAME == "tests/long_files.txt" {
     allowed[substr($0, 1, index($0, ":") - 1)] = 1
     next
 }
-FNR == 1 { close_file(); file = FILENAME; spdx = 0; files++; needs_spdx = file ~ /\.(c|h|sh|py|comp|glsl|mjs)$/ }
+FNR == 1 { close_file(); file = FILENAME; spdx = 0; files++; needs_spdx = file ~ /\.(c|h|sh|py|comp|glsl|mjs|js|css|html)$/ }
 { lines = FNR }
 FNR <= 2 && /SPDX-License-Identifier: MIT/ { spdx = 1 }
 /\t/ { say("tab") }

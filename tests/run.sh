@@ -75,12 +75,16 @@ need_packages $build_packages libcmocka-dev python3
 # shellcheck disable=SC2086
 want_packages $vulkan_packages mesa-vulkan-drivers vulkan-validationlayers spirv-tools glslang-tools
 want_packages iproute2
-# OpenAI's client, for one of the tests of the server. Without Node.js, or a network, that test says that it is skipped.
-if command -v npm >/dev/null 2>&1 && [ ! -d build/node/node_modules/openai ]; then
-    step "install OpenAI's client (build/node)"
-    mkdir -p build/node
-    cp tests/node/package.json tests/node/package-lock.json build/node/
-    (cd build/node && npm ci --ignore-scripts --no-audit --no-fund >npm.log 2>&1) || step "going on without it: see build/node/npm.log"
+# For the tests of the server: OpenAI's client, and a browser with what drives it. Without Node.js, a browser, or a network, those tests
+# say that they are skipped.
+if command -v npm >/dev/null 2>&1; then
+    command -v google-chrome >/dev/null 2>&1 || want_packages chromium
+    if [ ! -d build/node/node_modules/openai ] || [ ! -d build/node/node_modules/playwright-core ]; then
+        step "install OpenAI's client and playwright-core (build/node)"
+        mkdir -p build/node
+        cp tests/node/package.json tests/node/package-lock.json build/node/
+        (cd build/node && npm ci --ignore-scripts --no-audit --no-fund >npm.log 2>&1) || step "going on without them: see build/node/npm.log"
+    fi
 fi
 build_preset release -DDL_TESTS=ON
 test_preset release ""

@@ -32,7 +32,8 @@ static void add_headers(struct cli_http *h, struct MHD_Response *response, int s
     const char *cors = cli_cors_origin(h->server, h->origin);
     MHD_add_response_header(response, "Server", "dllama-vk/" DL_VERSION);
     MHD_add_response_header(response, "X-Content-Type-Options", "nosniff");
-    MHD_add_response_header(response, "Cache-Control", "no-store");
+    if (!MHD_get_response_header(response, "Cache-Control"))
+        MHD_add_response_header(response, "Cache-Control", "no-store");
     if (cors) {
         MHD_add_response_header(response, "Access-Control-Allow-Origin", cors);
         MHD_add_response_header(response, "Vary", "Origin");

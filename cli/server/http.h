@@ -38,5 +38,7 @@ enum MHD_Result cli_http_json(struct cli_http *h, int status, json_t *v);
 enum MHD_Result cli_http_error(struct cli_http *h, const struct cli_req_error *e);
 /* Makes a job of the body, and passes on what comes of it. */
 enum MHD_Result cli_http_answer(struct cli_http *h, enum cli_endpoint endpoint);
+/* The web page: "/", and the files below "/page/". */
+cli_http_handler cli_http_page;
 
 #endif

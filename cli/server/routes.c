@@ -199,6 +199,8 @@ static const struct route {
     {"GET", "/metrics", false, true, false, metrics},
     {"POST", "/tokenize", false, true, false, tokenize},
     {"POST", "/detokenize", false, true, false, detokenize},
+    {"GET", "/", false, false, false, cli_http_page},
+    {"GET", "/page", true, false, false, cli_http_page},
 };
 
 void cli_http_route(struct cli_http *h, const char *method, const char *path)
