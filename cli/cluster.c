@@ -85,7 +85,8 @@ static int connect_workers(void *ud, const bool *wanted, bool all, uint32_t *who
     const int n = (int)c->workers->n;
     for (int i = 0; all && i < n; i++)
         who[i] = (uint32_t)i;
-    return all ? dl_tcp_connect(names, n, &c->tcp, NULL, out) : dl_tcp_connect_some(names, n, wanted, &c->tcp, who, out);
+    return all ? dl_tcp_connect(names, n, &c->tcp, NULL, out)
+               : dl_tcp_connect_some(names, n, wanted, &c->tcp, who, out);
 }
 
 static bool is_back(void *ud, uint32_t worker)
@@ -156,13 +157,15 @@ int cli_wire(const struct cli_opts *o, bool cluster, enum dl_type *out)
 
 int cli_collective(const struct cli_opts *o, enum dl_collective *out)
 {
-    static const char *const names[] = {
-        [DL_COLLECTIVE_AUTO] = "auto", [DL_COLLECTIVE_ONE_SHOT] = "oneshot", [DL_COLLECTIVE_RS] = "rs"};
+    static const char *const names[] = {[DL_COLLECTIVE_AUTO] = "auto",
+                                        [DL_COLLECTIVE_ONE_SHOT] = "oneshot",
+                                        [DL_COLLECTIVE_HALVES] = "halves",
+                                        [DL_COLLECTIVE_RS] = "rs"};
     *out = DL_COLLECTIVE_AUTO;
     for (size_t i = 0; o->collective && i < DL_COUNT_OF(names); i++)
         if (!strcmp(o->collective, names[i])) {
             *out = (enum dl_collective)i;
             return DL_OK;
         }
-    return o->collective ? cli_usage("--collective: '%s' is none of auto, oneshot, rs", o->collective) : DL_OK;
+    return o->collective ? cli_usage("--collective: '%s' is none of auto, oneshot, halves, rs", o->collective) : DL_OK;
 }

@@ -80,7 +80,7 @@ enum {
     X(WIRE, 0, "wire", "TYPE", STR, wire, 0, 0, CLI_ROOT,                                                            \
       "precision between nodes: q80 (default), f16, f32; between devices f32")                                       \
     X(COLLECTIVE, 0, "collective", "KIND", STR, collective, 0, 0, CLI_COMPUTE,                                       \
-      "sums of all nodes: oneshot, rs (fewer bytes, one more round), auto (default)")                                \
+      "sums of all nodes: oneshot, halves (one is sent while the other is computed), rs (fewer bytes), auto")         \
     X(LISTEN, 0, "listen", "HOST:PORT", STR, listen, 0, 0, CLI_WORKER | CLI_SERVE,                                   \
       "where to listen (default 127.0.0.1, port 9990, of serve 8080; 0.0.0.0:PORT: on every network)")               \
     X(KEY, 0, "key", "FILE", STR, key, 0, 0, CLI_CLUSTER | CLI_BENCH_LINK,                                           \

@@ -213,14 +213,14 @@ static void bytes_per_token(void **state)
 {
     (void)state;
     static const int nodes[] = {2, 3, 4};
-    for (size_t k = 0; k < 2 * DL_COUNT_OF(nodes); k++) {
+    for (size_t k = 0; k < 3 * DL_COUNT_OF(nodes); k++) {
         struct rig r;
         struct dl_engine_opts o = rig_opts();
-        const int n = nodes[k / 2];
+        const int n = nodes[k / 3];
         const uint64_t tokens = 32;
-        const bool rs = k % 2;
+        const bool rs = k % 3 == 1, halves = k % 3 == 2;
         o.wire = DL_Q80;
-        o.collective = rs ? DL_COLLECTIVE_RS : DL_COLLECTIVE_ONE_SHOT;
+        o.collective = rs ? DL_COLLECTIVE_RS : halves ? DL_COLLECTIVE_HALVES : DL_COLLECTIVE_ONE_SHOT;
         rig_open(&r, NULL, n);
         assert_int_equal(rig_start(&r, o, NULL), 0);
         const struct dl_model_header *h = dl_model_header(r.model);
@@ -242,7 +242,10 @@ static void bytes_per_token(void **state)
         /* STEP: type, number, one sequence: position, length, want, kept blocks; the row. A new block now and then. */
         const uint64_t step = 1 + 8 + 4 + 4 + 4 + 1 + 4 + 2 * h->dim, logits = 1 + 8 + 4 + 4 + 8;
         const uint64_t blocks = (RIG_PROMPT + tokens + 31) / 32 - (RIG_PROMPT + 31) / 32;
-        printf("%d nodes, %s: %llu bytes per token\n", n, rs ? "rs" : "oneshot",
+        printf("%d nodes, %s: %llu bytes per token\n", n,
+               rs       ? "rs"
+               : halves ? "halves"
+                        : "oneshot",
                (unsigned long long)(stats.sent_bytes + stats.received_bytes) / tokens);
         assert_int_equal(stats.sent_bytes, tokens * (exchanged + peers * step) + peers * blocks * 4);
         assert_int_equal(stats.received_bytes, tokens * (exchanged + peers * logits));
@@ -256,7 +259,7 @@ static void bytes_per_token(void **state)
 enum { LONG = 50 };
 
 /* Logits of a text of LONG tokens and of one more, in batches of at most max_batch. */
-static void long_text(int n, uint32_t max_batch, struct dl_engine_opts o, float *rows)
+static struct dl_engine_stats long_text(int n, uint32_t max_batch, struct dl_engine_opts o, float *rows)
 {
     struct rig r;
     o.max_batch = max_batch;
@@ -285,6 +288,7 @@ static void long_text(int n, uint32_t max_batch, struct dl_engine_opts o, float 
     dl_session_destroy(&s);
     rig_stop(&r);
     rig_close(&r);
+    return t;
 }
 
 /* Half batches in antiphase compute the same bits as one after the other; so do, where nothing is rounded, sums in two stages. */
@@ -309,6 +313,32 @@ static void overlap_changes_nothing(void **state)
     free(want);
     free(got);
     free(at_once);
+}
+
+/* Sums in halves are the same bits, in the same bytes, with and without lanes, also where a node has nothing to give. */
+static void halves_change_nothing(void **state)
+{
+    (void)state;
+    static const struct cut halved[] = {{2, {1, 1}}, {3, {3, 1, 2}}, {4, {1, 1, 1, 1e-9}}};
+    const size_t n = (size_t)6 * VOCAB_MOST;
+    float *want = dl_xcalloc(n, sizeof *want), *got = dl_xcalloc(n, sizeof *got);
+    for (size_t c = 0; c < DL_COUNT_OF(halved); c++)
+        for (int k = 0; k < 4; k++) {
+            struct dl_engine_opts o = rig_opts();
+            o.wire = k & 1 ? DL_F32 : DL_Q80;
+            o.shares = halved[c].shares;
+            o.collective = DL_COLLECTIVE_ONE_SHOT;
+            struct dl_engine_stats whole = long_text(halved[c].n, k & 2 ? 64 : 31, o, want);
+            o.collective = DL_COLLECTIVE_HALVES;
+            struct dl_engine_stats halves = long_text(halved[c].n, k & 2 ? 64 : 31, o, got);
+            assert_memory_equal(got, want, n * sizeof *want);
+            assert_memory_not_equal(got, got + 1, n / 8 * sizeof *want);
+            assert_true(whole.sent_bytes > 0);
+            assert_int_equal(halves.sent_bytes, whole.sent_bytes);
+            assert_int_equal(halves.received_bytes, whole.received_bytes);
+        }
+    free(want);
+    free(got);
 }
 
 /* Whoever makes the engine gets what is wrong with its options, and the transport is closed all the same. */
@@ -347,6 +377,7 @@ int main(void)
         cmocka_unit_test(several_sessions),
         cmocka_unit_test(bytes_per_token),
         cmocka_unit_test(overlap_changes_nothing),
+        cmocka_unit_test(halves_change_nothing),
         cmocka_unit_test(options),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

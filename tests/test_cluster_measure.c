@@ -213,6 +213,30 @@ static void file_of_rates(void **state)
     dl_map_close(&map);
 }
 
+/* Halves where the network is slow and one can be computed while the other travels, and not where it is not; all nodes agree. */
+static void halves_by_the_network(void **state)
+{
+    (void)state;
+    for (int slow = 0; slow < 2; slow++) {
+        const struct dl_loopback_faults net = {.bytes_per_s = slow ? 12000000 : 0};
+        struct rig r;
+        log_all();
+        rig_open(&r, NULL, 2);
+        dl_model_close(&r.model);
+        assert_int_equal(dl_model_open_shape("llama3.2-1b", 1, true, &r.model), 0);
+        struct dl_engine_opts o = measured(NULL);
+        o.wire = DL_Q80;
+        assert_int_equal(rig_start(&r, o, &net), 0);
+        assert_true(rig_log_has("sums by oneshot"));
+        assert_true(rig_log_has(slow ? "less each: they do" : "more each: they go whole"));
+        assert_true(r.engine->plan_opts.halves == slow);
+        rig_stop(&r);
+        assert_int_equal(r.workers[1].err, DL_OK);
+        rig_close(&r);
+        rig_log_end();
+    }
+}
+
 int main(void)
 {
     static const struct CMUnitTest tests[] = {
@@ -220,6 +244,7 @@ int main(void)
         cmocka_unit_test(given_shares_win),
         cmocka_unit_test_setup_teardown(second_start_measures_nothing, make_place, remove_place),
         cmocka_unit_test(memory_limits),
+        cmocka_unit_test(halves_by_the_network),
         cmocka_unit_test_setup_teardown(file_of_rates, make_place, remove_place),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

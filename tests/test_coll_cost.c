@@ -69,12 +69,25 @@ static void what_costs_nothing_and_what_is_equal(void **state)
     assert_string_equal(eng_coll_name(ENG_COLL_RS), "rs");
 }
 
+/* Gigabit Ethernet takes 19 us for half a sum between two nodes, and 56 of four. */
+static void what_halves_gain(void **state)
+{
+    (void)state;
+    double two = eng_coll_halves_ns(2, S, 117e6, 1e9), four = eng_coll_halves_ns(4, S, 117e6, 1e9);
+    assert_true(two > 8e3 && two < 14e3 && four > 30e3 && four < 42e3);
+    assert_true(eng_coll_halves_ns(4, S, 117e6, 10e3) < 0); /* nothing to compute meanwhile */
+    assert_true(eng_coll_halves_ns(4, S, 1170e6, 1e9) < 0); /* nothing to wait for */
+    assert_true(eng_coll_halves_ns(4, S, 0, 1e9) < 0);
+    assert_true(eng_coll_halves_ns(1, S, 117e6, 1e9) == 0);
+}
+
 int main(void)
 {
     static const struct CMUnitTest tests[] = {
         cmocka_unit_test(payload_per_token_of_an_8b_model),
         cmocka_unit_test(time_per_token_of_an_8b_model),
         cmocka_unit_test(what_costs_nothing_and_what_is_equal),
+        cmocka_unit_test(what_halves_gain),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

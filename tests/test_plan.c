@@ -133,18 +133,25 @@ static void every_plan_passes(void **state)
         for (int extras = 0; extras < 2; extras++)
             for (size_t t = 0; t < DL_COUNT_OF(weight_types); t++)
                 for (uint32_t n = 1; n <= 8; n++)
-                    for (uint32_t k = 0; k < n * 4; k++) {
-                        const uint32_t node = k % n, lanes = k / n % 2 + 1, in_two = k / n / 2;
+                    for (uint32_t k = 0; k < n * 6; k++) {
+                        const uint32_t node = k % n, lanes = k / n % 2 + 1, in_two = k / n / 2 == 1,
+                                       halves = k / n / 2 == 2;
                         plan_opts.lanes = lanes;
                         plan_opts.collective = in_two ? DL_SUM_IN_TWO : DL_SUM_ONE_SHOT;
+                        plan_opts.halves = halves;
                         struct dl_model_plan *mp =
                             build(moe, extras, weight_types[t], node, n, node % 2 ? uneven : NULL);
-                        uint32_t runs = 0, exchanges = 0;
-                        for (uint32_t i = 0; i < mp->plan.n_steps; i++)
-                            *(mp->plan.steps[i].kind == DL_STEP_RUN ? &runs : &exchanges) += 1;
-                        /* two sums a layer, whatever the batch */
-                        assert_int_equal(exchanges, n == 1 ? 0 : 6 * lanes * (in_two + 1));
-                        assert_int_equal(runs, exchanges + (n == 1 ? 1 : lanes));
+                        uint32_t runs = 0, exchanges = 0, at_once = 0; /* without a share, both halves */
+                        for (uint32_t i = 0; i < mp->plan.n_steps; i++) {
+                            const struct dl_step *s = &mp->plan.steps[i];
+                            *(s->kind == DL_STEP_RUN ? &runs : &exchanges) += 1;
+                            at_once += i && s->kind == DL_STEP_EXCHANGE && s[-1].kind == DL_STEP_EXCHANGE;
+                        }
+                        assert_true(halves || !at_once);
+                        /* two sums a layer, whatever the batch; in halves, but for those of experts, twice as many */
+                        uint32_t more = in_two ? 6 : halves ? moe ? 3 : 6 : 0;
+                        assert_int_equal(exchanges, n == 1 ? 0 : (6 + more) * lanes);
+                        assert_int_equal(runs + at_once, exchanges + (n == 1 ? 1 : lanes));
                         assert_int_equal(mp->plan.lane_tokens, n == 1 ? 16 : 16 / lanes);
                         assert_int_equal(dl_plan_lane_tokens(&mp->plan, 0, 11), n == 1 || lanes == 1 ? 11 : 8);
                         assert_int_equal(dl_plan_lane_tokens(&mp->plan, 1, 11), n == 1 || lanes == 1 ? 0 : 3);
@@ -153,6 +160,49 @@ static void every_plan_passes(void **state)
                     }
     plan_opts.lanes = 0;
     plan_opts.collective = DL_SUM_ONE_SHOT;
+    plan_opts.halves = false;
+}
+
+/* In halves, the second product of a sum is in a segment that waits for no more than the first; together they are the matrix. A node without
+ * a share sends both halves at once. */
+static void halves_are_a_row(void **state)
+{
+    (void)state;
+    plan_opts.halves = true;
+    struct dl_model_plan *mp = build(false, false, DL_Q40, 1, 3, NULL);
+    const struct dl_plan *p = &mp->plan;
+    uint32_t found = 0;
+    for (uint32_t i = 0; i + 3 < p->n_steps; i++) {
+        const struct dl_step *s = &p->steps[i], *x = &s[1], *next = &s[2];
+        const struct dl_op *a = &p->ops[s->first_op + s->n_ops - 2], *b = &p->ops[next->first_op];
+        if (s->kind != DL_STEP_RUN || strcmp(a->name, "blk.1.ffn_down"))
+            continue;
+        found++;
+        assert_string_equal(b->name, a->name);
+        assert_int_equal(x->kind, DL_STEP_EXCHANGE);
+        assert_int_equal(next->kind, DL_STEP_RUN);
+        assert_int_equal(next->wait, s->wait);
+        assert_int_equal(x->wait, s->signal);
+        assert_int_equal(x->view.cols, 128);
+        assert_int_equal(a->src[1].rows, 128);
+        assert_int_equal(b->src[1].rows, 128);
+        assert_int_equal(b->src[1].offset, 128 * a->src[1].row_bytes);
+        assert_int_equal(b->dst.offset, a->dst.offset + 128 * sizeof(float));
+        assert_int_equal(p->steps[i + 4].wait, p->steps[i + 3].signal);
+        assert_true(x->view.buf != p->steps[i + 3].view.buf);
+        i += 2;
+    }
+    assert_int_equal(found, 1);
+    dl_plan_destroy(&mp);
+
+    static const double none[] = {1, 1, 1e-9};
+    mp = build(false, false, DL_Q40, 2, 3, none);
+    found = 0;
+    for (uint32_t i = 0; i + 1 < mp->plan.n_steps; i++)
+        found += mp->plan.steps[i].kind == DL_STEP_EXCHANGE && mp->plan.steps[i + 1].kind == DL_STEP_EXCHANGE;
+    assert_true(found > 0);
+    dl_plan_destroy(&mp);
+    plan_opts.halves = false;
 }
 
 /* In two stages, each node adds up and gives away a chunk of its own, and all of them together are the row. */
@@ -399,13 +449,10 @@ static void bytes_read(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(slices_cover_once),
-        cmocka_unit_test(shares_are_kept),
-        cmocka_unit_test(every_plan_passes),
-        cmocka_unit_test(chunks_are_a_row),
-        cmocka_unit_test(broken_plans_are_refused),
-        cmocka_unit_test(conflicts),
-        cmocka_unit_test(bytes_read),
+        cmocka_unit_test(slices_cover_once), cmocka_unit_test(shares_are_kept),
+        cmocka_unit_test(every_plan_passes), cmocka_unit_test(halves_are_a_row),
+        cmocka_unit_test(chunks_are_a_row),  cmocka_unit_test(broken_plans_are_refused),
+        cmocka_unit_test(conflicts),         cmocka_unit_test(bytes_read),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -40,6 +40,14 @@ enum eng_coll eng_coll_pick(uint32_t n, uint64_t bytes, double latency_ns, doubl
                : ENG_COLL_ONE_SHOT;
 }
 
+double eng_coll_halves_ns(uint32_t n, uint64_t bytes, double bytes_per_s, double compute_ns)
+{
+    if (n < 2)
+        return 0;
+    double wire = bytes_per_s > 0 ? (double)eng_coll_bytes(ENG_COLL_ONE_SHOT, n, bytes) / 2 / bytes_per_s * 1e9 : 0;
+    return DL_MIN(wire, compute_ns) - (n - 1) * MESSAGE_NS;
+}
+
 double eng_coll_latency_ns(double one_way_ns, uint32_t n)
 {
     return n < 2 ? 0 : one_way_ns + (n - 1) * MESSAGE_NS;

@@ -26,6 +26,10 @@ double eng_coll_ns(enum eng_coll kind, uint32_t n, uint64_t bytes, double latenc
 /* The faster one; one-shot where both are. */
 enum eng_coll eng_coll_pick(uint32_t n, uint64_t bytes, double latency_ns, double bytes_per_s);
 
+/* What a one-shot sum gains, in ns, if it goes in two halves, of which one is computed in compute_ns while the other travels: what the network
+ * takes for that, less what a second message to each peer costs. Negative: it loses. */
+double eng_coll_halves_ns(uint32_t n, uint64_t bytes, double bytes_per_s, double compute_ns);
+
 /* latency_ns of a network that nobody has measured: of n nodes, each of which needs one_way_ns to reach another. */
 double eng_coll_latency_ns(double one_way_ns, uint32_t n);
 

@@ -62,6 +62,25 @@ static void matmul(struct eng_builder *b, const char *what, struct dl_view dst, 
     op->src[2] = bias;
 }
 
+/* This node's part of the sum `which`; what is computed first goes first. */
+static void partial(struct eng_builder *b, unsigned which, const char *what, uint32_t a32, uint32_t a80,
+                    struct dl_view w)
+{
+    const uint32_t half = eng_plan_half(b, which);
+    struct dl_view part = whole(b, b->part);
+    if (half) {
+        struct dl_view first = w;
+        first.rows = half;
+        matmul(b, what, columns(part, 0, half), a32, a80, first, no_view);
+        eng_plan_give_half(b, which);
+        part = columns(part, half, b->h->dim - half);
+        w.offset += w.row_bytes * half;
+        w.rows -= half;
+    }
+    matmul(b, what, part, a32, a80, w, no_view);
+    eng_plan_give(b, which, true);
+}
+
 /* Norm of `src` into the types that weights of these ids want: 1 = f32, 2 = q80. */
 static unsigned wants(const struct eng_builder *b, const enum dl_tensor_id *ids, size_t n)
 {
@@ -134,8 +153,7 @@ static void attention(struct eng_builder *b)
     struct dl_view wo = weight(b, DL_T_ATTN_OUT, 0, h->dim, s->head0 * hd, q);
     if (quantised(wo.type))
         add_op(b, DL_OP_CONVERT, "attention_q80", whole(b, b->att80), whole(b, b->att32));
-    matmul(b, "attn_output", whole(b, b->part), b->att32, b->att80, wo, no_view);
-    eng_plan_give(b, ENG_SUM_ATTN, true);
+    partial(b, ENG_SUM_ATTN, "attn_output", b->att32, b->att80, wo);
 }
 
 static void glu(struct eng_builder *b, uint32_t dst, uint32_t mult)
@@ -171,8 +189,7 @@ static void ffn_dense(struct eng_builder *b)
     matmul(b, "ffn_gate", whole(b, b->gate), b->h32, b->h80, gate, no_view);
     matmul(b, "ffn_up", whole(b, b->up), b->h32, b->h80, up, no_view);
     glu(b, quantised(down.type) ? b->hb80 : b->hb32, 1);
-    matmul(b, "ffn_down", whole(b, b->part), b->hb32, b->hb80, down, no_view);
-    eng_plan_give(b, ENG_SUM_FFN, true);
+    partial(b, ENG_SUM_FFN, "ffn_down", b->hb32, b->hb80, down);
 }
 
 static void moe_matmul(struct eng_builder *b, const char *what, uint32_t dst, uint32_t a32, uint32_t a80,
@@ -325,6 +342,12 @@ static void layers(struct eng_builder *b)
     b->lane = 0;
 }
 
+uint32_t dl_plan_half(const struct dl_model_header *h)
+{
+    const uint32_t blocks = h->dim / DL_BLOCK;
+    return h->dim % DL_BLOCK || blocks < 2 ? 0 : (blocks + 1) / 2 * DL_BLOCK;
+}
+
 uint32_t dl_plan_lanes(uint32_t n, uint32_t max_tokens)
 {
     return n > 1 && max_tokens >= DL_PLAN_LANES * LANE_LEAST ? DL_PLAN_LANES : 1;
@@ -351,6 +374,8 @@ int dl_plan_build(const struct dl_model_header *h, const struct dl_tensor_types 
     if (err)
         return err;
     b.in_two = opts->collective == DL_SUM_IN_TWO && eng_plan_in_two(h, n_nodes);
+    if (opts->halves && n_nodes > 1 && !b.in_two)
+        b.half = dl_plan_half(h);
     const uint32_t lanes = n_nodes > 1 && opts->lanes > 1 && opts->max_tokens > 1 ? opts->lanes : 1;
     b.cap_ops = (h->n_layers * (OPS_PER_LAYER + (b.in_two ? 4 * n_nodes : 0)) + EXTRA) * lanes;
     b.cap_bufs = h->n_layers * BUFS_PER_LAYER + EXTRA;

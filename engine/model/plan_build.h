@@ -31,7 +31,8 @@ struct eng_builder {
     uint64_t device, host; /* last signals */
     uint32_t layer, lane;
     enum dl_type wire;
-    bool in_two; /* sums go through a reduce-scatter and an all-gather */
+    bool in_two;   /* sums go through a reduce-scatter and an all-gather */
+    uint32_t half; /* columns of a sum that go first, while the others are computed; 0: all go at once */
     uint32_t q_cols, kv_cols;
     struct {
         uint64_t host; /* what the lane's next segment waits for */
@@ -42,9 +43,10 @@ struct eng_builder {
     /* Activation buffers. h, att, hb exist as F32 and as Q80; the one that the weights want is used. */
     uint32_t x, h32, h80, qkv, att32, att80, part, gate, up, hb32, hb80, route, rlogits, expert_out;
     uint32_t xo, ho32, ho80, kv[2];
-    /* All-gathers: a slice per node. Reduce-scatters: as many to get and to give, of `chunk` columns; this node's columns of the sum, and
+    /* All-gathers: a slice per node, in halves the first and the second ones. Reduce-scatters: as many to get and to give, of `chunk` columns; this node's columns of the sum, and
      * zeros to add that to. */
-    uint32_t gather[DL_PLAN_LANES][ENG_SUM_COUNT], scatter[DL_PLAN_LANES][ENG_SUM_COUNT], chunk, sum, zeros;
+    uint32_t gather[DL_PLAN_LANES][ENG_SUM_COUNT], second[DL_PLAN_LANES][ENG_SUM_COUNT],
+        scatter[DL_PLAN_LANES][ENG_SUM_COUNT], chunk, sum, zeros;
 };
 
 /* plan_exchange.c. Whether the sums of such a model can go in two stages over n nodes; the buffers, after all others that are activations; at
@@ -54,6 +56,9 @@ bool eng_plan_in_two(const struct dl_model_header *h, uint32_t n_nodes);
 void eng_plan_wire(struct eng_builder *b);
 void eng_plan_take(struct eng_builder *b);
 void eng_plan_give(struct eng_builder *b, unsigned which, bool any);
+/* Columns of the sum `which` that go before the others are computed, or 0; and the step that sends those of this node's part. */
+uint32_t eng_plan_half(const struct eng_builder *b, unsigned which);
+void eng_plan_give_half(struct eng_builder *b, unsigned which);
 void eng_plan_reduce(struct eng_builder *b, unsigned which);
 
 static inline const char *keep_name(struct eng_builder *b, const char *fmt, ...)

@@ -5,6 +5,9 @@
  * At once: every node sends its quantised partial to all, and each adds them up in node order. In two stages, with fewer bytes and one
  * more round: the columns are cut into a chunk per node; each node gets everyone's quantised chunk, adds them up in
  * node order, and sends the sum, quantised again, to all, who add that: its owner, too.
+ *
+ * At once, but in halves: the first columns of the sum travel while the others are computed. They are whole blocks, so the bits are the
+ * same. Experts' outputs are there all at the same time: their sums go whole.
  */
 #include "plan_build.h"
 
@@ -34,7 +37,14 @@ void eng_plan_wire(struct eng_builder *b)
     for (uint32_t l = 0; l < p->n_lanes; l++)
         for (unsigned which = 0; which < ENG_SUM_COUNT; which++) {
             const char *name = which ? "wire_ffn" : "wire_attn";
-            b->gather[l][which] = add_buf(b, name, DL_BUF_WIRE, b->wire, rows * n, b->in_two ? b->chunk : b->h->dim);
+            const uint32_t half = eng_plan_half(b, which);
+            b->gather[l][which] = add_buf(b, name, DL_BUF_WIRE, b->wire, rows * n,
+                                          b->in_two ? b->chunk
+                                          : half    ? half
+                                                    : b->h->dim);
+            if (half)
+                b->second[l][which] = add_buf(b, which ? "wire_ffn_second" : "wire_attn_second", DL_BUF_WIRE, b->wire,
+                                              rows * n, b->h->dim - half);
             if (b->in_two)
                 b->scatter[l][which] = add_buf(b, which ? "wire_ffn_parts" : "wire_attn_parts", DL_BUF_WIRE, b->wire,
                                                2 * rows * n, b->chunk);
@@ -92,6 +102,13 @@ void eng_plan_take(struct eng_builder *b)
     const unsigned which = b->lanes[b->lane].which;
     const uint32_t buf = b->gather[b->lane][which], n = b->plan->n_slices;
     const char *name = which ? "ffn_merge" : "attn_merge";
+    const uint32_t half = eng_plan_half(b, which);
+    if (half) {
+        const struct dl_view first = columns(x, 0, half), second = columns(x, half, b->h->dim - half);
+        merge(b, name, first, first, slice_of(b, buf, 0), n);
+        merge(b, name, second, second, slice_of(b, b->second[b->lane][which], 0), n);
+        return;
+    }
     if (!b->in_two) {
         merge(b, name, x, x, slice_of(b, buf, 0), n);
         return;
@@ -100,23 +117,48 @@ void eng_plan_take(struct eng_builder *b)
         merge(b, name, cols_of(b, x, j), cols_of(b, x, j), chunk_of(b, buf, j, j), 1);
 }
 
+uint32_t eng_plan_half(const struct eng_builder *b, unsigned which)
+{
+    return which == ENG_SUM_FFN && b->h->n_experts ? 0 : b->half;
+}
+
+/* The lane's next segment does not wait for this: the second half is computed meanwhile. */
+static void exchange_half(struct eng_builder *b, unsigned which)
+{
+    const uint64_t host = b->lanes[b->lane].host;
+    exchange(b, DL_COLL_ALL_GATHER, b->gather[b->lane][which]);
+    b->lanes[b->lane].host = host;
+}
+
+void eng_plan_give_half(struct eng_builder *b, unsigned which)
+{
+    add_op(b, DL_OP_CONVERT, which ? "ffn_wire" : "attn_wire", slice_of(b, b->gather[b->lane][which], b->plan->slice),
+           columns(whole(b, b->part), 0, b->half));
+    end_run(b);
+    exchange_half(b, which);
+}
+
 /* A node that has no share leaves its slices of the wire zero, as they were created. */
 void eng_plan_give(struct eng_builder *b, unsigned which, bool any)
 {
-    const uint32_t n = b->plan->n_slices;
-    const struct dl_view part = whole(b, b->part);
+    const uint32_t n = b->plan->n_slices, half = eng_plan_half(b, which);
+    struct dl_view part = whole(b, b->part);
     if (n == 1) {
         struct dl_view x = whole(b, b->x);
         add_op(b, DL_OP_ADD, which ? "ffn_residual" : "attn_residual", x, x)->src[1] = part;
         return;
     }
-    const uint32_t to = (b->in_two ? b->scatter : b->gather)[b->lane][which];
+    const uint32_t to = (b->in_two ? b->scatter : half ? b->second : b->gather)[b->lane][which];
+    if (half)
+        part = columns(part, half, b->h->dim - half);
     const char *name = which ? "ffn_wire" : "attn_wire";
     if (any && !b->in_two)
         add_op(b, DL_OP_CONVERT, name, slice_of(b, to, b->plan->slice), part);
     for (uint32_t j = 0; any && b->in_two && j < n; j++)
         add_op(b, DL_OP_CONVERT, name, chunk_of(b, to, n + j, j), cols_of(b, part, j));
     end_run(b);
+    if (half && !any)
+        exchange_half(b, which);
     exchange(b, b->in_two ? DL_COLL_ALL_TO_ALL : DL_COLL_ALL_GATHER, to);
     b->lanes[b->lane].due = true;
     b->lanes[b->lane].which = which;

@@ -11,13 +11,12 @@
 #include "cluster_msg_in.h"
 
 /* The fields in the order of struct dl_model_header. */
-#define HEADER_U32(X)                                                                                   \
-    X(dim)                                                                                              \
-    X(hidden_dim)                                                                                       \
-    X(n_layers)                                                                                         \
-    X(n_heads)                                                                                          \
-    X(n_kv_heads) X(head_dim) X(vocab) X(max_seq) X(n_experts) X(n_experts_used) X(expert_dim) X(n_rot) \
-        X(rope_orig_ctx)
+#define HEADER_U32(X) \
+    X(dim)            \
+    X(hidden_dim)     \
+    X(n_layers)       \
+    X(n_heads)        \
+    X(n_kv_heads) X(head_dim) X(vocab) X(max_seq) X(n_experts) X(n_experts_used) X(expert_dim) X(n_rot) X(rope_orig_ctx)
 #define HEADER_F32(X) X(norm_eps) X(rope_factor) X(rope_low_freq) X(rope_high_freq)
 
 static void put_header(struct eng_out *o, const struct dl_model_header *h)
@@ -72,6 +71,7 @@ static void put_shape(struct eng_out *o, const struct eng_model_msg *m)
     eng_put_u8(o, (uint8_t)m->opts.wire);
     eng_put_u8(o, (uint8_t)m->opts.collective);
     eng_put_u8(o, (uint8_t)m->opts.lanes);
+    eng_put_u8(o, m->opts.halves);
 }
 
 static int read_shape(const struct eng_in *in, struct eng_cursor *c, struct eng_model_msg *m)
@@ -82,7 +82,7 @@ static int read_shape(const struct eng_in *in, struct eng_cursor *c, struct eng_
     s->max_tables = eng_read_u32(c, "batch sizes");
     s->table_cols = eng_read_u32(c, "batch sizes");
     uint8_t kv = eng_read_u8(c, "KV type"), wire = eng_read_u8(c, "wire type");
-    uint8_t sums = eng_read_u8(c, "kind of sums"), lanes = eng_read_u8(c, "lanes");
+    uint8_t sums = eng_read_u8(c, "kind of sums"), lanes = eng_read_u8(c, "lanes"), halves = eng_read_u8(c, "halves");
     if (c->bad)
         return DL_OK;
     uint64_t blocks = (uint64_t)s->max_tables * s->table_cols;
@@ -91,7 +91,7 @@ static int read_shape(const struct eng_in *in, struct eng_cursor *c, struct eng_
         return eng_in_wrong(in, "batch sizes out of range");
     if ((kv != DL_F32 && kv != DL_F16 && kv != DL_Q80) || (wire != DL_F32 && wire != DL_F16 && wire != DL_Q80))
         return eng_in_wrong(in, "an unknown type of KV cache or exchange");
-    if (sums > DL_SUM_IN_TWO || lanes > DL_PLAN_LANES)
+    if (sums > DL_SUM_IN_TWO || lanes > DL_PLAN_LANES || halves > 1)
         return eng_in_wrong(in, "an unknown way to exchange");
     m->opts = (struct dl_plan_opts){.max_tokens = s->max_tokens,
                                     .max_out = s->max_out,
@@ -99,6 +99,7 @@ static int read_shape(const struct eng_in *in, struct eng_cursor *c, struct eng_
                                     .kv_type = (enum dl_type)kv,
                                     .wire = (enum dl_type)wire,
                                     .collective = (enum dl_sum_kind)sums,
+                                    .halves = halves,
                                     .lanes = lanes};
     return DL_OK;
 }

@@ -172,12 +172,16 @@ enum dl_sum_kind { DL_SUM_ONE_SHOT, DL_SUM_IN_TWO };
 /* The lanes that batches of up to max_tokens get on n nodes: two where each then has enough tokens for that to pay. */
 uint32_t dl_plan_lanes(uint32_t n, uint32_t max_tokens);
 
+/* Columns of a sum that go first where it goes in halves; 0: the model is too narrow for that. */
+uint32_t dl_plan_half(const struct dl_model_header *h);
+
 struct dl_plan_opts {
     uint32_t max_tokens, max_out;
     uint32_t kv_blocks;    /* KV blocks per layer */
     enum dl_type kv_type;  /* F16, F32 or Q80 */
     enum dl_type wire;     /* Q80, F16 or F32 */
     enum dl_sum_kind collective;
+    bool halves; /* at once: the first half of a sum's columns travels while the second is computed; a single device per process */
     uint32_t lanes;        /* DL_PLAN_LANES: large batches overlap computing and exchanging, where there is more than one node; 0, 1: none does */
 };
 
