@@ -216,7 +216,7 @@ int32_t dl_sample(struct dl_sampler *s, float *logits, uint32_t n)
     for (uint32_t i = 0; i < n_v; i++)
         sum += (double)v[i].p;
     n_v = nucleus(v, n_v, uniform(&s->rng) * sum);
-    struct cand last = v[0];
+    struct cand last = n_v ? v[0] : (struct cand){0, best}; /* settings out of range can leave nothing */
     for (uint32_t i = 1; i < n_v; i++)
         if (before(last, v[i]))
             last = v[i];
