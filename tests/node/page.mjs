@@ -185,16 +185,28 @@ assert.equal(await last.locator('ul ul ol li').textContent(), 'deep');
 assert.equal(await last.locator('td.right').textContent(), '<u>2</u>');
 assert.equal(await last.locator('blockquote').textContent(), 'quotedtwice');
 assert.equal(await last.locator('pre code').textContent(), '<script>document.title = "hacked"</script>\n  indented');
+await page.unroute(chat);
 await page.context().grantPermissions(['clipboard-read', 'clipboard-write']);
 await last.getByRole('button', { name: 'Copy code' }).click();
 assert.match(await page.evaluate(() => navigator.clipboard.readText()), /^<script>.*\n {2}indented$/);
 assert.doesNotMatch(await page.title(), /^hacked/);
+
+// What a model thinks aloud is folded away, and not sent back to it.
+await page.route(chat, (route) => route.fulfill({ contentType: 'text/event-stream', body: ['<think>Hm', 'm <b></th', 'ink>\n\nDone.'].map((t) => `data: ${JSON.stringify({ choices: [{ index: 0, delta: { content: t } }] })}\n\n`).join('') + 'data: [DONE]\n\n' }));
+await send(page, 'Think');
+await page.locator('.message:last-child p', { hasText: /^Done\.$/ }).waitFor();
+assert.equal(await page.locator('.message:last-child .thought div').textContent(), 'Hmm <b>');
+assert.equal(await page.locator('.message:last-child .thought').getAttribute('open'), null);
 await page.unroute(chat);
 
 // An error is shown, and the question can be asked again.
-await page.route(chat, (route) => route.fulfill({ status: 503, json: { error: { message: 'no <b>nodes</b>' } } }));
+await page.route(chat, (route) => {
+    sent = route.request().postDataJSON();
+    route.fulfill({ status: 503, json: { error: { message: 'no <b>nodes</b>' } } });
+});
 await send(page, 'Anyone?');
 await page.locator('.message:last-child .error', { hasText: 'no <b>nodes</b>' }).waitFor();
+assert.equal(sent.messages.at(-2).content, 'Done.');
 await page.unroute(chat);
 await page.getByRole('button', { name: 'Regenerate' }).click();
 await page.locator('.message:last-child .note', { hasText: 'tokens/s' }).waitFor();
@@ -228,7 +240,7 @@ await page.evaluate(() => {
 await page.waitForTimeout(300);
 let asked = 0;
 page.on('request', () => asked++);
-await page.waitForTimeout(1500);
+await page.waitForTimeout(1200);
 assert.equal(asked, 0);
 await page.evaluate(() => {
     delete document.hidden;
@@ -255,8 +267,10 @@ await phone.locator('#chats .open').first().waitFor();
 await phone.waitForTimeout(250);
 await phone.screenshot({ path: shots + '/phone-sidebar.png' });
 await phone.keyboard.press('Escape');
+assert.equal(await phone.evaluate(() => document.activeElement.getAttribute('aria-label')), 'Conversations');
 await phone.locator('#state').tap();
 await phone.locator('#cluster .node').waitFor();
+await phone.waitForTimeout(250);
 await phone.screenshot({ path: shots + '/phone-cluster.png' });
 await phone.reload();
 await phone.locator('#model', { hasText: 'tokens' }).waitFor(); // without the question: the tab knows it

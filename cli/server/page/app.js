@@ -39,7 +39,7 @@ function showMessages() {
     showRunning();
 }
 
-const welcome = () => el('.welcome', {}, el('img', { src: '/page/icon.svg', alt: '', width: 56, height: 56 }), el('h2', {}, 'What shall it be?'), el('p', {}, 'One model, on the machines you own. What you write stays on them, and in this browser.'));
+const welcome = () => el('.welcome', {}, el('img', { src: '/page/icon.svg', alt: '', width: 56, height: 56 }), el('h2', {}, 'What would you like to know?'), el('p', {}, 'One model, on the machines you own. What you write stays on them, and in this browser.'));
 
 function showRunning() {
     const running = runs.has(chat.id);
@@ -49,6 +49,7 @@ function showRunning() {
     $('send').classList.toggle('stop', running);
     $('send').disabled = !running && !$('input').value.trim();
     $('messages').classList.toggle('running', running);
+    $('messages').setAttribute('aria-busy', String(running)); // read out when it is whole
 }
 
 function edit(view, index) {
@@ -112,6 +113,7 @@ async function answer(c) {
     runs.set(c.id, run);
     store.save(c);
     if (chat === c) showMessages();
+    if (!matchMedia('(hover: none)').matches) $('input').focus({ preventScroll: true });
     showChats();
     let out = null;
     try {
@@ -154,7 +156,7 @@ function send() {
     chat.messages.push({ role: 'user', content: text, note: '', error: '' });
     $('input').value = '';
     grow();
-    store.setOpen(chat.id);
+    store.prefer('open', chat.id);
     answer(chat);
 }
 
@@ -175,7 +177,7 @@ function openChat(id) {
     const next = runs.get(id)?.chat ?? store.load(id);
     if (!next) return showChats();
     chat = next;
-    store.setOpen(id);
+    store.prefer('open', id);
     showMessages();
     showChats();
     setDrawer('sidebar', false);
@@ -184,7 +186,7 @@ function openChat(id) {
 
 function newChat() {
     chat = store.create();
-    store.setOpen('');
+    store.prefer('open', '');
     showMessages();
     showChats();
     setDrawer('sidebar', false);
@@ -263,7 +265,7 @@ function setDrawer(id, open) {
     } else {
         node.hidden = !open;
         $('state').setAttribute('aria-expanded', String(open));
-        if (!medium.matches) localStorage.setItem('dllama.cluster', open ? 'open' : '');
+        if (!medium.matches) store.prefer('cluster', open ? 'open' : 'closed');
     }
     $('shade').hidden = !((narrow.matches && $('sidebar').classList.contains('shown')) || (medium.matches && !$('cluster').hidden));
 }
@@ -279,6 +281,22 @@ const look = watch(
 function toggleCluster() {
     setDrawer('cluster', $('cluster').hidden);
     look();
+    if (medium.matches && !$('cluster').hidden) $('close-cluster').firstChild.focus();
+}
+
+function closeCluster() {
+    setDrawer('cluster', false);
+    $('state').focus();
+}
+
+function openSidebar() {
+    setDrawer('sidebar', true);
+    $('new').focus();
+}
+
+function closeSidebar() {
+    setDrawer('sidebar', false);
+    $('open-sidebar').firstChild.focus();
 }
 
 function nextTheme() {
@@ -286,7 +304,7 @@ function nextTheme() {
     const now = document.documentElement.dataset.theme ?? (dark ? 'dark' : 'light');
     const next = now === 'dark' ? 'light' : 'dark';
     document.documentElement.dataset.theme = next;
-    localStorage.setItem('dllama.theme', next);
+    store.prefer('theme', next);
 }
 
 function grow() {
@@ -312,8 +330,8 @@ $('scroll').addEventListener('scroll', () => {
 });
 $('jump').addEventListener('click', toEnd);
 $('shade').addEventListener('click', () => {
-    setDrawer('sidebar', false);
-    if (medium.matches) setDrawer('cluster', false);
+    if (!$('cluster').hidden && medium.matches) closeCluster();
+    if (narrow.matches && $('sidebar').classList.contains('shown')) closeSidebar();
 });
 $('state').addEventListener('click', toggleCluster);
 document.addEventListener('keydown', (e) => {
@@ -327,22 +345,22 @@ addEventListener('storage', (e) => e.key === 'dllama.index' && showChats());
 for (const query of [narrow, medium])
     query.addEventListener('change', () => {
         setDrawer('sidebar', false);
-        setDrawer('cluster', !medium.matches && localStorage.getItem('dllama.cluster') === 'open');
+        setDrawer('cluster', !medium.matches && store.preference('cluster') !== 'closed');
     });
 addEventListener('unhandledrejection', (e) => toast('Something went wrong: ' + (e.reason?.message ?? e.reason)));
 
 $('new').append(icon('plus'), 'New conversation');
 $('new').addEventListener('click', newChat);
 $('jump').append(icon('down'));
-$('sidebar-foot').append(iconButton('theme', 'Dark or light', nextTheme));
-$('open-sidebar').append(iconButton('menu', 'Conversations', () => setDrawer('sidebar', true)));
-$('close-sidebar').append(iconButton('close', 'Close', () => setDrawer('sidebar', false)));
-$('close-cluster').append(iconButton('close', 'Close', () => setDrawer('cluster', false)));
+$('sidebar-foot').append(el('button', { type: 'button', id: 'theme', onclick: nextTheme }, icon('theme'), 'Dark or light'));
+$('open-sidebar').append(iconButton('menu', 'Conversations', openSidebar));
+$('close-sidebar').append(iconButton('close', 'Close', closeSidebar));
+$('close-cluster').append(iconButton('close', 'Close', closeCluster));
 $('open-settings').append(iconButton('sliders', 'Settings', openSettings));
 
-chat = store.load(store.lastOpen()) ?? store.create();
+chat = store.load(store.preference('open')) ?? store.create();
 setDrawer('sidebar', false);
-setDrawer('cluster', !medium.matches && localStorage.getItem('dllama.cluster') !== '');
+setDrawer('cluster', !medium.matches && store.preference('cluster') !== 'closed');
 look();
 showMessages();
 showChats();

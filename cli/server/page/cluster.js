@@ -9,7 +9,7 @@ const SPARKS = 60;
 const STATES = { ok: 'ready', loading: 'loading', healing: 'healing', failed: 'failed', stopping: 'stopping', gone: 'not reachable' };
 
 const $ = (id) => document.getElementById(id);
-const percent = (v) => (v * 100).toFixed(v > 0 && v < 0.0995 ? 1 : 0) + ' %';
+const percent = (v) => (v > 0 && v < 0.01 ? '< 1' : (v * 100).toFixed(0)) + ' %';
 
 function bytes(n) {
     const units = ['B', 'KiB', 'MiB', 'GiB', 'TiB'];
@@ -27,8 +27,9 @@ function bar(parts, label) {
     const text = parts.map((p) => p.label + ' ' + (all ? percent(p.value / all) : '0 %')).join(', ');
     const node = el('.bar', { role: 'img', 'aria-label': label + ': ' + text, title: text });
     for (const p of parts) {
+        if (p.value <= all / 500) continue; // less than a point of the screen
         const piece = el('span.' + p.class);
-        piece.style.flexGrow = all ? p.value / all : 0;
+        piece.style.flexGrow = p.value / all;
         node.append(piece);
     }
     return node;
@@ -104,8 +105,8 @@ function draw(v, state) {
     const missing = v.nodes_in_all - v.nodes.length;
     const before = (i) => (state.last?.nodes[i]?.name === v.nodes[i].name ? state.last.nodes[i] : null);
     $('cluster-body').replaceChildren(
-        el('section.speed', {}, el('div', {}, el('b', {}, rate.toFixed(rate < 10 ? 1 : 0)), ' tokens/s'), spark(state.rates)),
-        el('dl.facts', {}, fact('running', v.running), fact('waiting', v.queued), fact('context', v.ctx.toLocaleString('en')), fact('made', v.generated_tokens.toLocaleString('en'))),
+        el('section.speed', {}, el('div', {}, el('b', {}, rate.toFixed(rate > 0 && rate < 10 ? 1 : 0)), ' tokens/s'), spark(state.rates)),
+        el('dl.facts', {}, fact('running', v.running), fact('waiting', v.queued), fact('context', v.ctx.toLocaleString('en')), fact('tokens made', v.generated_tokens.toLocaleString('en'))),
         el('h3.group', {}, 'Shares of the model'),
         bar(v.nodes.map((n, i) => ({ class: 'n' + (i % 8), value: n.share, label: n.name })), 'shares'),
         missing > 0 ? el('p.missing', {}, missing + (missing === 1 ? ' node is missing' : ' nodes are missing')) : '',
@@ -122,7 +123,8 @@ function showState(state, why, loading) {
     const pill = $('state');
     pill.dataset.state = state;
     pill.querySelector('span').textContent = STATES[state] ?? state;
-    pill.title = why || '';
+    pill.title = why || 'What the cluster does';
+    pill.setAttribute('aria-label', 'Cluster: ' + pill.textContent.trim());
     const banner = $('banner');
     let text = '';
     if (state === 'loading') text = 'The model is being loaded' + (loading?.phase ? ': ' + loading.phase : '') + (loading?.total > 0 ? ', ' + percent(loading.done / loading.total) : '');

@@ -20,7 +20,7 @@ function write(key, value) {
     try {
         localStorage.setItem(key, JSON.stringify(value));
     } catch {
-        toast('The browser keeps no more: delete some conversations.');
+        toast('The browser keeps nothing more: delete some conversations, or let this page store them.');
     }
 }
 
@@ -67,8 +67,9 @@ export function remove(id) {
     write(INDEX, list().filter((c) => c.id !== id));
 }
 
+// Small things about the page itself, as texts.
+export const preference = (name) => text(read('dllama.' + name, ''));
+export const prefer = (name, value) => write('dllama.' + name, value);
+
 // What the next conversation begins with.
 export const keepSettings = (settings) => write('dllama.settings', settings);
-
-export const lastOpen = () => text(read('dllama.open', ''));
-export const setOpen = (id) => write('dllama.open', id);
