@@ -25,6 +25,12 @@ mkdirSync(shots, { recursive: true });
 
 const servers = [];
 process.on('exit', () => servers.forEach((s) => s.kill('SIGKILL')));
+const pages = [];
+process.on('uncaughtException', async (e) => {
+    console.error(e, troubles);
+    for (const [i, p] of pages.entries()) await p.screenshot({ path: `${shots}/failed-${i}.png` }).catch(() => {});
+    process.exit(1);
+});
 async function serve(...options) {
     const server = spawn(process.env.DLLAMA_BIN, ['serve', '--listen', '127.0.0.1:0', '--device', 'cpu', ...options], { stdio: ['ignore', 'ignore', 'pipe'] });
     servers.push(server);
@@ -68,6 +74,7 @@ const troubles = [];
 const newPage = async (base, options) => {
     const context = await browser.newContext({ viewport: { width: 1360, height: 860 }, colorScheme: 'dark', ...options });
     const page = await context.newPage();
+    pages.push(page);
     page.setDefaultTimeout(30000);
     page.on('pageerror', (e) => troubles.push(String(e)));
     page.on('console', (m) => m.type() === 'error' && !/status of (401|503)/.test(m.text()) && troubles.push(m.text()));
@@ -154,6 +161,7 @@ for (let i = 0; ; i++) {
 }
 assert.equal(await answers(page).last().textContent(), held);
 await page.unroute(chat);
+await page.getByRole('button', { name: 'New conversation' }).first().click(); // that one may have filled the context
 
 // Whatever a model says: HTML stays text, scripts and their links are none, Markdown is shown.
 const wild = [
@@ -214,9 +222,9 @@ await idle(page);
 assert.equal(await page.locator('.error:visible').count(), 0);
 
 // Several conversations: renamed, opened, deleted; by keyboard, too.
-assert.equal(await page.locator('#chats li').count(), 2);
+assert.equal(await page.locator('#chats li').count(), 3);
 await page.locator('#chats li').first().hover();
-await page.getByRole('button', { name: 'Rename Never end' }).click();
+await page.getByRole('button', { name: 'Rename Be wild' }).click();
 await page.keyboard.type('Third <i>');
 await page.keyboard.press('Enter');
 assert.equal(await page.locator('#title').textContent(), 'Third <i>');
@@ -230,7 +238,7 @@ await page.keyboard.press('Enter');
 assert.equal(await page.locator('.message').count(), 2);
 await page.locator('#chats li').last().hover();
 await page.getByRole('button', { name: /^Delete Hello/ }).click();
-assert.equal(await page.locator('#chats li').count(), 1);
+assert.equal(await page.locator('#chats li').count(), 2);
 
 // Hidden, it asks for nothing.
 await page.evaluate(() => {
