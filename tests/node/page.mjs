@@ -199,6 +199,33 @@ await last.getByRole('button', { name: 'Copy code' }).click();
 assert.match(await page.evaluate(() => navigator.clipboard.readText()), /^<script>.*\n {2}indented$/);
 assert.doesNotMatch(await page.title(), /^hacked/);
 
+// Any pieces in any order: only elements that Markdown may be, the same bit by bit as at once, and not for long.
+const strange = await page.evaluate(async () => {
+    const { render } = await import('/page/markdown.js');
+    const bits = ['*', '**', '_', '`', '```', '```js', '\n', '\n\n', '- ', '1. ', '> ', '| a | b |\n', '|--|--|\n', '[x](', 'https://a.b', ')', '(', ']', '[', '<', '>', '<img src=x onerror=1>', '\\', '#', '## ', 'word ', ' ', '    ', '~~', '<script>', '](javascript:1)', '!', '---\n', '[ ] ', '\t', '\r\n'];
+    const may = new Set('p h2 h3 h4 h5 h6 ul ol li blockquote figure figcaption span button svg path pre code strong em del a br hr div table thead tbody tr th td input'.split(' '));
+    const show = (text, into) => (render(text, into), into);
+    const out = [];
+    let seed = 1;
+    const random = (n) => (seed = (seed * 48271) % 2147483647) % n;
+    for (let i = 0; i < 400; i++) {
+        const text = Array.from({ length: 1 + random(60) }, () => bits[random(bits.length)]).join('');
+        const once = show(text, document.createElement('div'));
+        for (const e of once.querySelectorAll('*')) if (!may.has(e.localName)) out.push([e.localName, text]);
+        for (const e of once.querySelectorAll('a')) if (!e.getAttribute('href').startsWith('https://')) out.push([e.href, text]);
+        const grown = document.createElement('div');
+        for (let k = 0; k < text.length; k += 9) render(text.slice(0, k), grown);
+        if (show(text, grown).innerHTML !== once.innerHTML) out.push(['differs', text]);
+    }
+    for (const unit of ['*a', '_a ', '``a', '[a](', '> ', '- a\n', '1. a\n\n', '| a ']) {
+        const began = performance.now();
+        show(unit.repeat(5000), document.createElement('div'));
+        if (performance.now() - began > 5000) out.push(['takes long', unit]);
+    }
+    return out;
+});
+assert.deepEqual(strange, []);
+
 // What a model thinks aloud is folded away, and not sent back to it.
 await page.route(chat, (route) => route.fulfill({ contentType: 'text/event-stream', body: ['<think>Hm', 'm <b></th', 'ink>\n\nDone.'].map((t) => `data: ${JSON.stringify({ choices: [{ index: 0, delta: { content: t } }] })}\n\n`).join('') + 'data: [DONE]\n\n' }));
 await send(page, 'Think');
