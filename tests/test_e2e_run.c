@@ -284,6 +284,10 @@ static void test_second_interrupt(void **state)
     (void)state;
     NEED_BIN();
     NEED_DATA(gguf, STORIES);
+#ifdef __SANITIZE_THREAD__ /* the thread that was to hear of it computes, and calls nothing */
+    fputs("SKIPPED PART: ThreadSanitizer holds signals back, so nobody is killed in a batch\n", stderr);
+    skip();
+#endif
     size_t n = 40000;
     char path[64], *text = malloc(n), buf[64];
     assert_non_null(text);
