@@ -91,7 +91,9 @@ static void compare(const json_t *old, json_t *row)
 const char *cli_bench_ratio(const json_t *row, char text[32])
 {
     double ratio = cli_bench_number(row, "ratio");
-    snprintf(text, 32, ratio > 0 ? "  x%.3f" : "", ratio);
+    text[0] = 0;
+    if (ratio > 0)
+        snprintf(text, 32, "  x%.3f", ratio);
     return text;
 }
 

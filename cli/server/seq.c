@@ -23,8 +23,8 @@ static uint64_t seed_of(const struct cli_job *job, uint32_t index)
 static bool plain(const struct cli_seq *s)
 {
     const struct cli_request *r = &s->job->req;
-    return s->sampler.temperature == 0 && s->sampler.repeat_penalty == 1 && !r->presence_penalty &&
-           !r->frequency_penalty && !r->n_bias && !r->logprobs && r->format == CLI_FORMAT_TEXT;
+    return s->sampler.temperature == 0 && s->sampler.repeat_penalty == 1 && r->presence_penalty == 0 &&
+           r->frequency_penalty == 0 && !r->n_bias && !r->logprobs && r->format == CLI_FORMAT_TEXT;
 }
 
 static int add_stops(struct cli_seq *s, const struct cli_served *served)
@@ -141,7 +141,7 @@ static void adjust(const struct cli_seq *s, float *logits)
 static int count(struct cli_seq *s, int32_t id)
 {
     const struct cli_request *r = &s->job->req;
-    if (!r->presence_penalty && !r->frequency_penalty)
+    if (r->presence_penalty == 0 && r->frequency_penalty == 0)
         return DL_OK;
     for (size_t i = 0; i < s->counted.len; i++)
         if (s->counted.v[i] == id) {
