@@ -147,3 +147,16 @@ void tp_dial_stop(struct tp_dial *d)
         d->lookup->d = NULL;
     d->lookup = NULL;
 }
+
+void tp_dial_hello(struct tp_link *l, const struct tp_conf *conf, struct tp_hello *h)
+{
+    h->protocol = TP_PROTOCOL;
+    h->features = conf->features;
+    memcpy(h->build, conf->build, sizeof h->build);
+    memcpy(h->about, conf->about, sizeof h->about);
+    struct dl_str text = {0};
+    if (!tp_hello_put(&text, h) &&
+        tp_link_put_copy(l, &(struct tp_frame){.type = TP_HELLO, .length = (uint32_t)text.len}, text.v))
+        tp_link_flush(l);
+    dl_str_finish(&text);
+}

@@ -34,4 +34,7 @@ void tp_dial_tick(struct tp_dial *d, uint64_t now);
 /* Nothing is called any more. */
 void tp_dial_stop(struct tp_dial *d);
 
+/* The first frame of who has connected: h, with what every hello of this node says. */
+void tp_dial_hello(struct tp_link *l, const struct tp_conf *conf, struct tp_hello *h);
+
 #endif

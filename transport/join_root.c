@@ -88,15 +88,8 @@ static void dial_failed(struct tp_dial *d, int err, const char *why)
 static void seat_open(struct tp_link *l)
 {
     struct seat *s = l->ud;
-    const struct tp_conf *conf = s->j->conf;
-    struct tp_hello h = {.purpose = TP_FOR_ROOT, .protocol = TP_PROTOCOL, .features = conf->features};
-    memcpy(h.build, conf->build, sizeof h.build);
-    memcpy(h.about, conf->about, sizeof h.about);
-    struct dl_str text = {0};
-    if (!tp_hello_put(&text, &h) &&
-        tp_link_put_copy(l, &(struct tp_frame){.type = TP_HELLO, .length = (uint32_t)text.len}, text.v))
-        tp_link_flush(l);
-    dl_str_finish(&text);
+    struct tp_hello h = {.purpose = TP_FOR_ROOT};
+    tp_dial_hello(l, s->j->conf, &h);
 }
 
 static int seat_begin(struct tp_link *l, const struct tp_frame *f, void **dest)

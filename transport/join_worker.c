@@ -53,16 +53,9 @@ static void mesh_open(struct tp_link *link)
 {
     struct tp_mesh *m = link->ud;
     const dl_tcp_listener *l = m->l;
-    struct tp_hello h = {.purpose = TP_FOR_MESH, .protocol = TP_PROTOCOL, .features = l->conf.features};
-    h.rank = (uint16_t)l->t->base.node;
+    struct tp_hello h = {.purpose = TP_FOR_MESH, .rank = (uint16_t)l->t->base.node};
     memcpy(h.cluster, l->t->cluster, sizeof h.cluster);
-    memcpy(h.build, l->conf.build, sizeof h.build);
-    memcpy(h.about, l->conf.about, sizeof h.about);
-    struct dl_str text = {0};
-    if (!tp_hello_put(&text, &h) &&
-        tp_link_put_copy(link, &(struct tp_frame){.type = TP_HELLO, .length = (uint32_t)text.len}, text.v))
-        tp_link_flush(link);
-    dl_str_finish(&text);
+    tp_dial_hello(link, &l->conf, &h);
 }
 
 static int mesh_begin(struct tp_link *link, const struct tp_frame *f, void **dest)

@@ -56,15 +56,8 @@ static void look_failed(struct tp_dial *d, int err, const char *why)
 static void link_open(struct tp_link *l)
 {
     struct looked_at *k = l->ud;
-    const struct tp_conf *conf = &k->w->conf;
-    struct tp_hello h = {.purpose = TP_FOR_LOOK, .protocol = TP_PROTOCOL, .features = conf->features};
-    memcpy(h.build, conf->build, sizeof h.build);
-    memcpy(h.about, conf->about, sizeof h.about);
-    struct dl_str text = {0};
-    if (!tp_hello_put(&text, &h) &&
-        tp_link_put_copy(l, &(struct tp_frame){.type = TP_HELLO, .length = (uint32_t)text.len}, text.v))
-        tp_link_flush(l);
-    dl_str_finish(&text);
+    struct tp_hello h = {.purpose = TP_FOR_LOOK};
+    tp_dial_hello(l, &k->w->conf, &h);
 }
 
 static int link_begin(struct tp_link *l, const struct tp_frame *f, void **dest)

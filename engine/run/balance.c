@@ -18,9 +18,8 @@
 static bool twins(const struct eng_cluster *c, uint32_t a, uint32_t b)
 {
     const struct eng_rate *r = c->e->rates;
-    const char *da = a ? c->peers[a - 1].device : c->e->nodes[0].dev->name;
-    const char *db = b ? c->peers[b - 1].device : c->e->nodes[0].dev->name;
-    return r[a].machine && r[a].machine == r[b].machine && r[a].host == r[b].host && !strcmp(da, db);
+    return r[a].machine && r[a].machine == r[b].machine && r[a].host == r[b].host &&
+           !strcmp(eng_cluster_device(c, a), eng_cluster_device(c, b));
 }
 
 static struct dl_device_rate mean_rate(const struct eng_cluster *c, uint32_t node)
@@ -56,7 +55,7 @@ static void describe(const struct eng_cluster *c, uint32_t i, char name[NAME_BYT
     const dl_engine *e = c->e;
     struct dl_device_rate r = mean_rate(c, i);
     const char *who = i ? c->peers[i - 1].link.who : "root";
-    const char *device = i ? c->peers[i - 1].device : e->nodes[0].dev->name;
+    const char *device = eng_cluster_device(c, i);
     size_t len = strlen(who), tail = i ? strlen(device) + 3 : 0; /* "node 2 at 10.0.0.7:9990 (cpu ...)" */
     snprintf(name, NAME_BYTES, "%.*s", (int)(len > tail ? len - tail : len), who);
     *out = (struct dl_split_node){.name = name,

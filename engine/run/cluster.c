@@ -216,6 +216,21 @@ int eng_cluster_next(struct eng_cluster *c, size_t most, struct eng_peer **from,
     }
 }
 
+int eng_cluster_tell_all(struct eng_cluster *c)
+{
+    if (c->out.err)
+        return c->out.err;
+    for (uint32_t i = 0; i < c->n_peers; i++)
+        if (eng_link_send(&c->peers[i].link, &c->out))
+            return eng_cluster_lost(c, DL_EPEER);
+    return DL_OK;
+}
+
+const char *eng_cluster_device(const struct eng_cluster *c, uint32_t node)
+{
+    return node ? c->peers[node - 1].device : c->e->nodes[0].dev->name;
+}
+
 /* ------------------------------------------------------------------------------------------------- joining */
 
 static int meet(struct eng_cluster *c, struct eng_peer *p, const struct eng_in *in)
@@ -272,9 +287,9 @@ int eng_cluster_join(dl_engine *e, dl_transport *t)
     snprintf(me.build, sizeof me.build, "%s", DL_VERSION);
     snprintf(me.about, sizeof me.about, "%s", e->nodes[0].dev->name);
     eng_hello_write(&c->out, &me);
-    for (uint32_t i = 0; i < n; i++)
-        if (eng_link_send(&c->peers[i].link, &c->out))
-            return eng_cluster_lost(c, DL_EPEER);
+    int told = eng_cluster_tell_all(c);
+    if (told)
+        return told;
     for (;;) {
         struct eng_peer *p;
         struct eng_in in;

@@ -58,6 +58,10 @@ void eng_cluster_destroy(struct eng_cluster **c); /* nulls, accepts &NULL */
  * remembered, or in any case (anew): into e->rates and e->link. */
 int eng_cluster_measure(struct eng_cluster *c, bool anew);
 
+/* What c->out holds, to every worker; one that cannot be told is lost. */
+int eng_cluster_tell_all(struct eng_cluster *c);
+/* The name of what node `node` computes with; 0: the root. */
+const char *eng_cluster_device(const struct eng_cluster *c, uint32_t node);
 /* A new phase, in which something is expected of everyone. */
 void eng_cluster_phase(struct eng_cluster *c, const char *fmt, ...) DL_PRINTF(2, 3);
 /* The next message from anyone who is not done. *from NULL: none within timeout_ns. An ERROR, a lost node and one that was waited for

@@ -29,8 +29,7 @@ static int names_init(const struct eng_cluster *c, struct names *m)
     for (uint32_t i = 0; i < m->n; i++) {
         struct dl_node_info info;
         dl_transport_node_info(c->t, (int)i, &info);
-        snprintf(m->text[i], WHO_BYTES, "%.150s, %.200s", i ? info.name : "root",
-                 i ? c->peers[i - 1].device : c->e->nodes[0].dev->name);
+        snprintf(m->text[i], WHO_BYTES, "%.150s, %.200s", i ? info.name : "root", eng_cluster_device(c, i));
         m->who[i] = m->text[i];
     }
     return DL_OK;
@@ -52,12 +51,7 @@ static int ask(struct eng_cluster *c, const struct eng_measure *m)
 {
     eng_cluster_phase(c, "measuring");
     eng_measure_write(&c->out, m);
-    for (uint32_t i = 0; i < c->n_peers; i++) {
-        int err = eng_link_send(&c->peers[i].link, &c->out);
-        if (err)
-            return err == DL_EPEER ? eng_cluster_lost(c, err) : err;
-    }
-    return DL_OK;
+    return eng_cluster_tell_all(c);
 }
 
 static int hear(struct eng_cluster *c, bool speed)

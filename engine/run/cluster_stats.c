@@ -51,9 +51,9 @@ int eng_cluster_stats(struct eng_cluster *c, bool reset)
         return DL_EPEER;
     eng_cluster_phase(c, "statistics");
     eng_stats_write(&c->out, reset);
-    for (uint32_t i = 0; i < c->n_peers; i++)
-        if (eng_link_send(&c->peers[i].link, &c->out))
-            return eng_cluster_lost(c, DL_EPEER);
+    int told = eng_cluster_tell_all(c);
+    if (told)
+        return told;
     for (;;) {
         struct eng_peer *p;
         struct eng_in in;
@@ -86,7 +86,7 @@ int dl_engine_nodes(dl_engine *e, struct dl_node_stats *out, uint32_t cap, uint3
         out[i] = (struct dl_node_stats){.share = c ? eng_slice_share(e->h, e->slices, e->n_slices, i) : 1,
                                         .stats = i ? c->peers[i - 1].stats : mine};
         snprintf(out[i].name, sizeof out[i].name, "%.*s", (int)sizeof out[i].name - 1, info.name);
-        snprintf(out[i].device, sizeof out[i].device, "%s", i ? c->peers[i - 1].device : e->nodes[0].dev->name);
+        snprintf(out[i].device, sizeof out[i].device, "%s", c ? eng_cluster_device(c, i) : e->nodes[0].dev->name);
     }
     return DL_OK;
 }

@@ -12,16 +12,6 @@ static int start_tables(struct eng_cluster *c)
     return c->tables.v ? DL_OK : eng_tables_init(&c->tables, &e->shape);
 }
 
-static int tell_all(struct eng_cluster *c)
-{
-    if (c->out.err)
-        return c->out.err;
-    for (uint32_t i = 0; i < c->n_peers; i++)
-        if (eng_link_send(&c->peers[i].link, &c->out))
-            return eng_cluster_lost(c, DL_EPEER);
-    return DL_OK;
-}
-
 int eng_cluster_step(struct eng_cluster *c, const float *embed)
 {
     int err = start_tables(c);
@@ -29,7 +19,7 @@ int eng_cluster_step(struct eng_cluster *c, const float *embed)
         return err;
     eng_cluster_phase(c, "step %llu", (unsigned long long)++c->step);
     eng_step_write(&c->out, c->step, &c->e->batch, embed, &c->limits, &c->tables);
-    return tell_all(c);
+    return eng_cluster_tell_all(c);
 }
 
 /* Answers of everyone who has a part of the vocabulary. */
@@ -65,6 +55,6 @@ int eng_cluster_fetch(struct eng_cluster *c, uint32_t row)
     static const struct eng_want full = {.kind = DL_WANT_LAST};
     eng_cluster_phase(c, "logits of step %llu", (unsigned long long)c->step);
     eng_fetch_write(&c->out, c->step, row);
-    int err = tell_all(c);
+    int err = eng_cluster_tell_all(c);
     return err ? err : hear_all(c, &full, 1, &c->e->rows[row]);
 }
