@@ -387,8 +387,7 @@ void cli_rig_close(struct cli_rig *r)
 static int time_product(dl_device *dev, enum dl_type weight, uint32_t rows, uint32_t cols, uint32_t n_tokens,
                         bool spread, struct cli_rig_time *t)
 {
-    const bool quantised = weight == DL_Q40 || weight == DL_Q80;
-    const enum dl_type act = quantised ? DL_Q80 : DL_F32;
+    const enum dl_type act = dl_type_quantised(weight) ? DL_Q80 : DL_F32;
     const enum dl_type types[] = {act, weight, DL_F32};
     const uint32_t n_rows[] = {n_tokens, rows, n_tokens}, n_cols[] = {cols, cols, rows};
     static const char *const names[] = {"src", "weights", "dst"};

@@ -172,7 +172,7 @@ static bool f32_or(enum dl_type t, enum dl_type other)
 static cpu_kernel *pick_matmul(const struct dl_op *op, cpu_kernel *kernel)
 {
     enum dl_type x = op->src[0].type, w = op->src[1].type;
-    bool fits = x == DL_Q80 ? w == DL_Q40 || w == DL_Q80 : x == DL_F32 && is_float(w);
+    bool fits = x == DL_Q80 ? dl_type_quantised(w) : x == DL_F32 && is_float(w);
     return fits && op->dst.type == DL_F32 ? kernel : NULL;
 }
 

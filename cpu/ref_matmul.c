@@ -48,7 +48,7 @@ static double dot_float(enum dl_type type, const uint8_t *w, const uint8_t *x, u
 
 static double dot(enum dl_type type, const uint8_t *w, const uint8_t *x, uint32_t n)
 {
-    return type == DL_Q40 || type == DL_Q80 ? dot_quant(type, w, x, n) : dot_float(type, w, x, n);
+    return dl_type_quantised(type) ? dot_quant(type, w, x, n) : dot_float(type, w, x, n);
 }
 
 void cpu_ref_matmul(const struct cpu_task *k, uint32_t unit0, uint32_t unit1)

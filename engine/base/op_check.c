@@ -67,8 +67,7 @@ static void no_alias(struct check *c, uint32_t src, bool same_allowed)
 /* The activation type that goes with a weight type. */
 static bool goes_with(enum dl_type weight, enum dl_type act)
 {
-    bool quantised = weight == DL_Q40 || weight == DL_Q80;
-    return act == (quantised ? DL_Q80 : DL_F32);
+    return act == (dl_type_quantised(weight) ? DL_Q80 : DL_F32);
 }
 
 static void matmul(struct check *c)

@@ -26,11 +26,6 @@ static enum dl_type type_of(const struct eng_builder *b, enum dl_tensor_id id)
     return dl_tensor_per_layer(id) ? b->types->layer[(size_t)b->layer * DL_T_COUNT + id] : DL_F32;
 }
 
-static bool quantised(enum dl_type t)
-{
-    return t == DL_Q40 || t == DL_Q80;
-}
-
 /* A weight buffer that holds rows x cols of a tensor (of each of its experts). */
 static struct dl_view weight(struct eng_builder *b, enum dl_tensor_id id, uint32_t row0, uint32_t rows, uint32_t col0,
                              uint32_t cols)
@@ -57,7 +52,7 @@ static void norm(struct eng_builder *b, const char *what, struct dl_view dst, st
 static void matmul(struct eng_builder *b, const char *what, struct dl_view dst, uint32_t a32, uint32_t a80,
                    struct dl_view w, struct dl_view bias)
 {
-    struct dl_op *op = add_op(b, DL_OP_MATMUL, what, dst, whole(b, quantised(w.type) ? a80 : a32));
+    struct dl_op *op = add_op(b, DL_OP_MATMUL, what, dst, whole(b, dl_type_quantised(w.type) ? a80 : a32));
     op->src[1] = w;
     op->src[2] = bias;
 }
@@ -86,7 +81,7 @@ static unsigned wants(const struct eng_builder *b, const enum dl_tensor_id *ids,
 {
     unsigned m = 0;
     for (size_t i = 0; i < n; i++)
-        m |= quantised(type_of(b, ids[i])) ? 2u : 1u;
+        m |= dl_type_quantised(type_of(b, ids[i])) ? 2u : 1u;
     return m;
 }
 
@@ -151,7 +146,7 @@ static void attention(struct eng_builder *b)
     op->u.attn.scale = (float)(1.0 / sqrt((double)hd));
 
     struct dl_view wo = weight(b, DL_T_ATTN_OUT, 0, h->dim, s->head0 * hd, q);
-    if (quantised(wo.type))
+    if (dl_type_quantised(wo.type))
         add_op(b, DL_OP_CONVERT, "attention_q80", whole(b, b->att80), whole(b, b->att32));
     partial(b, ENG_SUM_ATTN, "attn_output", b->att32, b->att80, wo);
 }
@@ -188,14 +183,15 @@ static void ffn_dense(struct eng_builder *b)
     struct dl_view down = weight(b, DL_T_FFN_DOWN, 0, b->h->dim, s->ffn0, s->n_ffn);
     matmul(b, "ffn_gate", whole(b, b->gate), b->h32, b->h80, gate, no_view);
     matmul(b, "ffn_up", whole(b, b->up), b->h32, b->h80, up, no_view);
-    glu(b, quantised(down.type) ? b->hb80 : b->hb32, 1);
+    glu(b, dl_type_quantised(down.type) ? b->hb80 : b->hb32, 1);
     partial(b, ENG_SUM_FFN, "ffn_down", b->hb32, b->hb80, down);
 }
 
 static void moe_matmul(struct eng_builder *b, const char *what, uint32_t dst, uint32_t a32, uint32_t a80,
                        struct dl_view w, bool shared)
 {
-    struct dl_op *op = add_op(b, DL_OP_MOE_MATMUL, what, whole(b, dst), whole(b, quantised(w.type) ? a80 : a32));
+    struct dl_op *op =
+        add_op(b, DL_OP_MOE_MATMUL, what, whole(b, dst), whole(b, dl_type_quantised(w.type) ? a80 : a32));
     op->src[1] = w;
     op->src[2] = whole(b, b->route);
     op->mult = b->h->n_experts_used;
@@ -227,7 +223,7 @@ static void ffn_moe(struct eng_builder *b)
     struct dl_view down = weight(b, DL_T_MOE_DOWN, 0, h->dim, s->ffn0, s->n_ffn);
     moe_matmul(b, "ffn_gate_exps", b->gate, b->h32, b->h80, gate, true);
     moe_matmul(b, "ffn_up_exps", b->up, b->h32, b->h80, up, true);
-    glu(b, quantised(down.type) ? b->hb80 : b->hb32, h->n_experts_used);
+    glu(b, dl_type_quantised(down.type) ? b->hb80 : b->hb32, h->n_experts_used);
     moe_matmul(b, "ffn_down_exps", b->expert_out, b->hb32, b->hb80, down, false);
     op = add_op(b, DL_OP_MOE_SUM, "ffn_sum", whole(b, b->part), whole(b, b->expert_out));
     op->src[1] = whole(b, b->route);
@@ -252,7 +248,7 @@ static void output(struct eng_builder *b)
     op->count = DL_COUNT_OUT;
     if (!s->n_vocab)
         return;
-    bool q = quantised(b->types->output);
+    bool q = dl_type_quantised(b->types->output);
     uint32_t first = b->plan->n_ops;
     norm(b, "output_norm", whole(b, q ? b->ho80 : b->ho32), whole(b, b->xo),
          weight(b, DL_T_OUTPUT_NORM, 0, 1, 0, b->h->dim));
@@ -310,13 +306,14 @@ static void add_activations(struct eng_builder *b)
 static int check_blocks(const struct eng_builder *b)
 {
     const struct dl_model_header *h = b->h;
-    bool ok = !quantised(b->types->output) || h->dim % DL_BLOCK == 0;
+    bool ok = !dl_type_quantised(b->types->output) || h->dim % DL_BLOCK == 0;
     for (uint32_t l = 0; l < h->n_layers; l++)
         for (int id = DL_T_ATTN_NORM; id < DL_T_COUNT; id++) {
             uint32_t cols = id == DL_T_ATTN_OUT                          ? b->q_cols
                             : id == DL_T_FFN_DOWN || id == DL_T_MOE_DOWN ? b->slice->n_ffn
                                                                          : h->dim;
-            ok = ok && (!quantised(b->types->layer[(size_t)l * DL_T_COUNT + (size_t)id]) || cols % DL_BLOCK == 0);
+            ok = ok &&
+                 (!dl_type_quantised(b->types->layer[(size_t)l * DL_T_COUNT + (size_t)id]) || cols % DL_BLOCK == 0);
         }
     return ok ? DL_OK : dl_fail(DL_EFORMAT, "plan: quantised weights whose rows are no whole blocks of %d", DL_BLOCK);
 }

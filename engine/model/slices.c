@@ -56,7 +56,7 @@ uint32_t dl_column_unit(const struct dl_model_header *h, const struct dl_tensor_
     for (uint32_t l = 0; l < h->n_layers; l++)
         for (size_t i = 0; i < DL_COUNT_OF(cut_ids); i++) {
             enum dl_type t = types->layer[(size_t)l * DL_T_COUNT + cut_ids[i]];
-            if (t == DL_Q40 || t == DL_Q80)
+            if (dl_type_quantised(t))
                 return DL_BLOCK;
         }
     return 4;

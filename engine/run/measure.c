@@ -105,7 +105,7 @@ static int time_ops(struct probe *p, const struct dl_op *ops, uint32_t n_ops, ui
 
 static int prepare(struct probe *p, uint32_t rows, uint32_t cols, enum dl_type weight)
 {
-    bool quantised = weight == DL_Q40 || weight == DL_Q80;
+    const enum dl_type act = dl_type_quantised(weight) ? DL_Q80 : DL_F32;
     static const struct dl_batch_shape shape = {TOKENS, 1, 1, 1};
     uint32_t words = (uint32_t)(dl_batch_bytes(&shape) / sizeof(uint32_t));
     struct dl_buf_desc batch = {"batch", DL_BUF_INPUT, DL_F32, 1, words, (uint64_t)words * sizeof(uint32_t)};
@@ -114,7 +114,7 @@ static int prepare(struct probe *p, uint32_t rows, uint32_t cols, enum dl_type w
         *(struct dl_batch_head *)dl_buf_map(p->dev, p->batch) = (struct dl_batch_head){
             .n_tokens = TOKENS, .n_out = 1, .max_tokens = TOKENS, .max_out = 1, .max_tables = 1, .table_cols = 1};
     if (!err)
-        err = add(p, 0, "measure src", DL_BUF_ACT, quantised ? DL_Q80 : DL_F32, 1, cols);
+        err = add(p, 0, "measure src", DL_BUF_ACT, act, 1, cols);
     if (!err)
         err = add(p, 1, "measure dst", DL_BUF_ACT, DL_F32, 1, DL_MAX(rows, SMALL_ROWS));
     if (!err)
@@ -122,7 +122,7 @@ static int prepare(struct probe *p, uint32_t rows, uint32_t cols, enum dl_type w
     if (!err)
         err = fill(p, 2);
     if (!err)
-        err = add(p, MANY, "measure many", DL_BUF_ACT, quantised ? DL_Q80 : DL_F32, TOKENS, cols);
+        err = add(p, MANY, "measure many", DL_BUF_ACT, act, TOKENS, cols);
     if (!err)
         err = add(p, MANY + 1, "measure many dst", DL_BUF_ACT, DL_F32, TOKENS, p->many_rows);
     if (!err)

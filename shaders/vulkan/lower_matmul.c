@@ -16,11 +16,6 @@
 
 #define VEC_COLS 8u /* the most columns of a mat-vec */
 
-static bool quantised(enum dl_type type)
-{
-    return type == DL_Q40 || type == DL_Q80;
-}
-
 static bool whole_rows(const struct dl_view *v)
 {
     uint64_t row;
@@ -71,7 +66,7 @@ static void define_all(const struct call *c, struct vk_dispatch *d)
         vk_define(d, "BN", v->bn);
         vk_define(d, "TM", v->tm);
         vk_define(d, "TN", v->tn);
-        vk_define(d, quantised(type) ? "KB" : "BK", v->step);
+        vk_define(d, dl_type_quantised(type) ? "KB" : "BK", v->step);
     } else {
         vk_define(d, "COLS", c->cols);
         vk_define(d, "ROWS", c->f.rows);
@@ -87,7 +82,7 @@ static void define_all(const struct call *c, struct vk_dispatch *d)
         vk_define(d, "OUT", (uint32_t)vk_form_of(c->l, &c->f.after->dst));
     if (c->f.kind == VK_MM_GLU)
         vk_define(d, "ACT", c->f.after->u.glu.act == DL_ACT_GELU);
-    if (quantised(type))
+    if (dl_type_quantised(type))
         vk_define(d, "DOT", (uint32_t)v->dot);
     vk_define(d, "BIAS", !c->moe && c->op->src[2].buf != DL_NO_BUF);
     vk_define(d, "HALF_HW", v->half_hw);
@@ -103,7 +98,7 @@ static int bind_weights(const struct call *c, struct vk_dispatch *d, const struc
 {
     static const uint32_t unit[2] = {16, 4};
     const struct vk_buf *b = c->l->bufs[w->buf];
-    uint32_t n_planes = quantised(w->type) ? 2 : 1;
+    uint32_t n_planes = dl_type_quantised(w->type) ? 2 : 1;
     *out = (struct weights){0};
     for (uint32_t p = 0; p < n_planes; p++) {
         uint32_t skip;
@@ -120,7 +115,7 @@ static int bind_activations(const struct call *c, struct vk_dispatch *d)
 {
     const struct dl_op *op = c->op;
     const struct vk_buf *b = c->l->bufs[op->src[0].buf];
-    bool q = quantised(op->src[1].type);
+    bool q = dl_type_quantised(op->src[1].type);
     if (b && b->layout != (q ? VK_SOA_A : VK_PLAIN))
         return dl_fail(DL_EUNSUP, "%s: %s: no kernel for packed activations in buffer %s", c->l->ctx->label, op->name,
                        b->name);
@@ -223,7 +218,7 @@ static int dispatch(const struct call *c)
 {
     const struct dl_op *op = c->op;
     const struct vk_mm_variant *v = c->v;
-    const bool q = quantised(op->src[1].type), bias = !c->moe && op->src[2].buf != DL_NO_BUF;
+    const bool q = dl_type_quantised(op->src[1].type), bias = !c->moe && op->src[2].buf != DL_NO_BUF;
     const uint32_t rows = c->moe ? op->dst.cols : c->n_rows, slots = c->moe ? op->u.moe.k : 1, in = op->src[1].cols;
     struct vk_dispatch *d = vk_dispatch_new(c->l, v->tile ? q ? "matmul_q.comp" : "matmul_f.comp"
                                                   : q     ? "matvec_q.comp"
@@ -359,7 +354,7 @@ static int take_along(struct call *c, const struct dl_op *ops, uint32_t n, const
 {
     const struct vk_caps *caps = &c->l->ctx->caps;
     const uint32_t slots = c->moe ? ops->u.moe.k : 1, rows = DL_MIN(vk_rows(c->l, ops), ops->dst.rows);
-    const uint32_t planes = quantised(ops->src[1].type) ? 2 : 1;
+    const uint32_t planes = dl_type_quantised(ops->src[1].type) ? 2 : 1;
     char fused[96];
     int answer = 0;
     c->f = vk_mm_match(ops, c->v->tile ? 1 : n);

@@ -10,11 +10,6 @@
 #define VEC_THREADS 64u
 #define TILE_BYTES (16u << 10) /* shared memory that every device has */
 
-static bool quantised(enum dl_type type)
-{
-    return type == DL_Q40 || type == DL_Q80;
-}
-
 static uint32_t pow2_up(uint32_t n)
 {
     uint32_t p = 1;
@@ -43,7 +38,7 @@ static void add(struct list *l, struct vk_mm_variant v)
 static void name_dot(struct vk_mm_variant *v, enum dl_type type)
 {
     size_t at = strlen(v->name);
-    if (quantised(type))
+    if (dl_type_quantised(type))
         snprintf(v->name + at, sizeof v->name - at, ",DOT=%d", (int)v->dot);
     else if (v->half_hw)
         snprintf(v->name + at, sizeof v->name - at, ",HALF=1");
@@ -63,9 +58,9 @@ static void vec(struct list *l, uint32_t subgroup, uint32_t lanes, uint32_t rows
 static void tile(struct list *l, uint32_t bm, uint32_t bn, uint32_t tm, uint32_t tn, enum vk_mm_dot dot, bool half_hw)
 {
     struct vk_mm_variant v = {.tile = true, .dot = dot, .half_hw = half_hw, .bm = bm, .bn = bn, .tm = tm, .tn = tn};
-    v.step = quantised(l->type) ? 2 : 16;
-    uint32_t bytes =
-        quantised(l->type) ? v.step * (bm * (l->type == DL_Q40 ? 20 : 36) + bn * 40) : v.step * (bm + bn + 2) * 4;
+    v.step = dl_type_quantised(l->type) ? 2 : 16;
+    uint32_t bytes = dl_type_quantised(l->type) ? v.step * (bm * (l->type == DL_Q40 ? 20 : 36) + bn * 40)
+                                                : v.step * (bm + bn + 2) * 4;
     if (bytes > DL_MAX(l->caps->shared_bytes, TILE_BYTES) || bm / tm * (bn / tn) > l->caps->max_invocations)
         return;
     snprintf(v.name, sizeof v.name, "BM=%u,BN=%u,TM=%u,TN=%u,K=%u", bm, bn, tm, tn, v.step);
@@ -75,7 +70,7 @@ static void tile(struct list *l, uint32_t bm, uint32_t bn, uint32_t tm, uint32_t
 
 static struct list start(const struct vk_caps *caps, enum dl_type type, uint32_t n_in, struct vk_mm_variant *out)
 {
-    uint32_t values = quantised(type) ? DL_BLOCK : type == DL_F32 ? 4 : 8;
+    uint32_t values = dl_type_quantised(type) ? DL_BLOCK : type == DL_F32 ? 4 : 8;
     return (struct list){.caps = caps, .type = type, .steps = n_in / values + 1, .out = out};
 }
 

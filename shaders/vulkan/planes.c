@@ -11,16 +11,11 @@
 #define PLANE_ALIGN 256u               /* no device wants more of a descriptor's offset */
 #define TAIL 16u                       /* readable bytes behind each plane, so that kernels load whole vectors */
 
-static bool quantised(enum dl_type t)
-{
-    return t == DL_Q40 || t == DL_Q80;
-}
-
 static void set_planes(struct vk_buf *b)
 {
     const struct dl_buf_desc *d = &b->base.desc;
     uint64_t row = d->bytes / d->rows, blocks = d->cols / DL_BLOCK;
-    if (d->use == DL_BUF_WEIGHT && quantised(d->type)) {
+    if (d->use == DL_BUF_WEIGHT && dl_type_quantised(d->type)) {
         b->layout = VK_SOA_W;
         b->n_planes = 2;
         b->plane_row[0] = blocks * (d->type == DL_Q40 ? DL_BLOCK / 2 : DL_BLOCK);

@@ -35,6 +35,12 @@ struct dl_type_info {
 };
 const struct dl_type_info *dl_type_info(enum dl_type type); /* NULL for a value outside the enum */
 
+/* Of blocks with a scale: a product with such weights takes Q80 activations, one with float weights F32. */
+static inline bool dl_type_quantised(enum dl_type type)
+{
+    return type == DL_Q40 || type == DL_Q80;
+}
+
 /* Bytes of one row of `cols` values; false when cols is no whole number of blocks or the size does not fit. */
 bool dl_row_bytes(enum dl_type type, uint64_t cols, uint64_t *out);
 
