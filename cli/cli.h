@@ -149,6 +149,9 @@ enum cli_file cli_file_kind(const char *path); /* by its first bytes; OTHER also
 int cli_load_tokenizer(const char *model, const char *tokenizer, dl_tokenizer **out);
 /* Opens the devices of --device into e; `auto` leaves its place NULL until the model is known. */
 int cli_load_devices(const struct cli_opts *o, struct cli_engine *e);
+/* An option whose value is the name of one of these types. */
+#define CLI_TYPES 3
+int cli_type(const char *option, const char *text, const enum dl_type types[CLI_TYPES], enum dl_type *out);
 /* --kv; f16 without. */
 int cli_kv_type(const struct cli_opts *o, enum dl_type *out);
 /* --split into n shares; *out NULL where it says auto, or is not there. */

@@ -145,14 +145,9 @@ void cli_cluster_close(struct cli_cluster **cluster)
 
 int cli_wire(const struct cli_opts *o, bool cluster, enum dl_type *out)
 {
-    static const enum dl_type types[] = {DL_Q80, DL_F16, DL_F32};
+    static const enum dl_type types[CLI_TYPES] = {DL_Q80, DL_F16, DL_F32};
     *out = cluster ? DL_Q80 : DL_F32;
-    for (size_t i = 0; o->wire && i < DL_COUNT_OF(types); i++)
-        if (!strcmp(o->wire, dl_type_info(types[i])->name)) {
-            *out = types[i];
-            return DL_OK;
-        }
-    return o->wire ? cli_usage("--wire: '%s' is none of q80, f16, f32", o->wire) : DL_OK;
+    return o->wire ? cli_type("--wire", o->wire, types, out) : DL_OK;
 }
 
 int cli_collective(const struct cli_opts *o, enum dl_collective *out)

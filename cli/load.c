@@ -167,12 +167,10 @@ static int shares(const struct cli_opts *o, const struct cli_engine *e, double *
     *out = NULL;
     if (n_shares(e) < 2)
         return DL_OK;
-    int err = o->split ? parse_split(o, n_shares(e), v) : DL_OK;
-    if (err || (e->workers.n && !(v[0] > 0)))
+    int err = cli_shares(o, n_shares(e), v, out);
+    if (err || *out || e->workers.n)
         return err;
     *out = v;
-    if (v[0] > 0)
-        return DL_OK;
     struct cli_progress bar;
     cli_progress_init(&bar, o);
     for (uint32_t i = 0; i < e->n_devices; i++) {
@@ -186,18 +184,22 @@ static int shares(const struct cli_opts *o, const struct cli_engine *e, double *
     return err;
 }
 
-int cli_kv_type(const struct cli_opts *o, enum dl_type *out)
+int cli_type(const char *option, const char *text, const enum dl_type types[CLI_TYPES], enum dl_type *out)
 {
-    static const enum dl_type types[] = {DL_F16, DL_Q80, DL_F32};
-    *out = DL_F16;
-    if (!o->kv)
-        return DL_OK;
-    for (size_t i = 0; i < DL_COUNT_OF(types); i++)
-        if (!strcmp(o->kv, dl_type_info(types[i])->name)) {
+    for (size_t i = 0; i < CLI_TYPES; i++)
+        if (!strcmp(text, dl_type_info(types[i])->name)) {
             *out = types[i];
             return DL_OK;
         }
-    return cli_usage("--kv: '%s' is none of f16, q80, f32", o->kv);
+    return cli_usage("%s: '%s' is none of %s, %s, %s", option, text, dl_type_info(types[0])->name,
+                     dl_type_info(types[1])->name, dl_type_info(types[2])->name);
+}
+
+int cli_kv_type(const struct cli_opts *o, enum dl_type *out)
+{
+    static const enum dl_type types[CLI_TYPES] = {DL_F16, DL_Q80, DL_F32};
+    *out = DL_F16;
+    return o->kv ? cli_type("--kv", o->kv, types, out) : DL_OK;
 }
 
 struct both {
