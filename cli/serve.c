@@ -61,13 +61,10 @@ static void copy_name(char *to, size_t n, const char *name)
 /* The same as long as the same model computes in the same way. */
 static void make_fingerprint(const struct cli_engine *e, char out[32])
 {
-    uint32_t v = 2166136261u; /* FNV-1a */
     char what[512];
     int n = snprintf(what, sizeof what, "%s %.200s %llu %u %.100s", DL_VERSION, dl_model_name(e->model),
                      (unsigned long long)dl_model_file_bytes(e->model), e->n_devices, e->devices[0]->name);
-    for (int i = 0; i < n; i++)
-        v = (v ^ (unsigned char)what[i]) * 16777619u;
-    snprintf(out, 32, "fp_%08x", v);
+    snprintf(out, 32, "fp_%08x", (unsigned)dl_hash(what, n > 0 ? strlen(what) : 0, 0));
 }
 
 static int describe(const struct cli_opts *o, const struct cli_engine *e, struct cli_served *out)

@@ -111,8 +111,7 @@ int dl_device_open_best(const dl_model *model, uint32_t n_nodes, const struct dl
             continue; /* it has said why */
         if (gpu->mem_free && need > gpu->mem_free) {
             dl_log(DL_LOG_WARN, "%s: %.1f GiB are free, the model%s has %.1f: not used", gpu->name,
-                   (double)gpu->mem_free / 0x1p30, n_nodes > 1 ? "'s part" : "",
-                   (double)(need - FITS_RESERVE) / 0x1p30);
+                   dl_gib(gpu->mem_free), n_nodes > 1 ? "'s part" : "", dl_gib(need - FITS_RESERVE));
             dl_device_close(&gpu);
             continue;
         }

@@ -1,12 +1,14 @@
 /* SPDX-License-Identifier: MIT
  *
- * engine/base/base.c: error names, the log, checked sizes, memory and growable arrays of dl/base.h.
+ * engine/base/base.c: error names, the log, checked sizes, hashes, memory and growable arrays of dl/base.h.
  */
 #include "dl/base.h"
 
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+
+#include <xxhash.h>
 
 /* ------------------------------------------------------------------------------------------------- errors */
 
@@ -148,6 +150,16 @@ char *dl_xstrdup(const char *s)
 {
     size_t n = strlen(s) + 1;
     return memcpy(dl_xcalloc(n, 1), s, n);
+}
+
+uint64_t dl_hash(const void *bytes, size_t n, uint64_t seed)
+{
+    return XXH3_64bits_withSeed(bytes, n, seed);
+}
+
+double dl_gib(uint64_t bytes)
+{
+    return (double)bytes / 0x1p30;
 }
 
 int dl_grow(void **v, size_t *cap, size_t want, size_t item)

@@ -398,10 +398,7 @@ uint64_t dl_machine_id(void)
         dl_host_name(text, sizeof text);
         n = strcmp(text, "?") ? strlen(text) : 0;
     }
-    uint64_t id = n ? 14695981039346656037u : 0; /* FNV-1a */
-    for (size_t i = 0; i < n; i++)
-        id = (id ^ (uint8_t)text[i]) * 1099511628211u;
-    return id;
+    return n ? dl_hash(text, n, 0) : 0;
 }
 
 uint32_t dl_cpu_count(void)

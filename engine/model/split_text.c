@@ -7,11 +7,6 @@
 #include <stdio.h>
 #include <string.h>
 
-static double gib(uint64_t bytes)
-{
-    return (double)bytes / 0x1p30;
-}
-
 static double ms(double ns)
 {
     return ns / 1e6;
@@ -22,11 +17,11 @@ static int row(const struct dl_split_input *in, const struct dl_split *s, uint32
     const struct dl_split_part *p = &s->parts[i];
     char has[32] = "?";
     if (p->memory)
-        snprintf(has, sizeof has, "%.1f", gib(p->memory));
+        snprintf(has, sizeof has, "%.1f", dl_gib(p->memory));
     int err = dl_str_addf(out, "%-*.*s %5.1f%% %6u %6u %7u %7.2f %6.2f %6.2f %7s %8.2f %8.2f %8.2f", width, width,
                           in->nodes[i].name, p->share * 100, p->slice.n_heads, p->slice.n_ffn, p->slice.n_vocab,
-                          gib(p->weight_bytes), gib(p->kv_bytes), gib(p->act_bytes), has, ms(p->ns[DL_PHASE_ATTN]),
-                          ms(p->ns[DL_PHASE_FFN]), ms(p->ns[DL_PHASE_VOCAB]));
+                          dl_gib(p->weight_bytes), dl_gib(p->kv_bytes), dl_gib(p->act_bytes), has,
+                          ms(p->ns[DL_PHASE_ATTN]), ms(p->ns[DL_PHASE_FFN]), ms(p->ns[DL_PHASE_VOCAB]));
     if (!err && in->nodes[i].device && *in->nodes[i].device)
         err = dl_str_addf(out, "  %.60s", in->nodes[i].device);
     return err ? err : dl_str_addz(out, "\n");

@@ -59,11 +59,6 @@ static int send_plan(struct eng_cluster *c, struct eng_peer *p)
     return err;
 }
 
-static double gib(uint64_t bytes)
-{
-    return (double)bytes / (double)(1u << 30);
-}
-
 /* The worker compares the digests as well, and says so in its own log. */
 static int check_memory(struct eng_cluster *c, const struct eng_peer *p, const struct eng_memory *m)
 {
@@ -72,19 +67,19 @@ static int check_memory(struct eng_cluster *c, const struct eng_peer *p, const s
             c, p, DL_EUNSUP,
             "it plans another computation for its slice than the root does: install the same build "
             "on all nodes");
-    double need = gib(m->kv) + gib(m->act) + gib(m->copied);
+    double need = dl_gib(m->kv) + dl_gib(m->act) + dl_gib(m->copied);
     if (!m->fits) {
-        eng_heal_memory(c->e, p->link.node, need, gib(m->avail));
+        eng_heal_memory(c->e, p->link.node, need, dl_gib(m->avail));
         return eng_cluster_blame(
             c, p, DL_ELIMIT,
             "it needs %.2f GiB (KV cache %.2f, activations %.2f, weights %.2f), %.2f GiB are free: give it a smaller "
             "share (--split), or use a smaller --ctx or --batch",
-            need, gib(m->kv), gib(m->act), gib(m->copied), gib(m->avail));
+            need, dl_gib(m->kv), dl_gib(m->act), dl_gib(m->copied), dl_gib(m->avail));
     }
-    if (m->avail && gib(m->mapped) > gib(m->avail) - need)
+    if (m->avail && dl_gib(m->mapped) > dl_gib(m->avail) - need)
         dl_log(DL_LOG_WARN,
                "%s: has %.2f GiB of weights, %.2f GiB are free: it will read them from disk again and again",
-               p->link.who, gib(m->mapped), gib(m->avail) - need);
+               p->link.who, dl_gib(m->mapped), dl_gib(m->avail) - need);
     return DL_OK;
 }
 

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: MIT
  *
- * engine/run/digest.c: see digest.h. The one file that knows xxHash.
+ * engine/run/digest.c: see digest.h. Long inputs, piece by piece; dl_hash is for short ones.
  */
 #include "digest.h"
 

@@ -39,11 +39,6 @@ static uint32_t pick_ctx(const dl_engine *e, enum dl_type kv, uint32_t sessions)
     return ctx;
 }
 
-static double gib(uint64_t bytes)
-{
-    return (double)bytes / (double)(1u << 30);
-}
-
 /* Refuses with numbers what cannot fit. Weights that stay in the mapping only make the machine slow, so they warn. */
 static int check_memory(const dl_engine *e, uint64_t copied)
 {
@@ -59,12 +54,12 @@ static int check_memory(const dl_engine *e, uint64_t copied)
             DL_ELIMIT,
             "memory: %s needs %.2f GiB beside its file (KV cache %.2f for a context of %u, activations %.2f, weights "
             "%.2f), %.2f GiB are free: use a smaller --ctx or --batch%s",
-            dl_model_name(e->model), gib(need), gib(e->info.kv_bytes), e->ctx, gib(e->info.act_bytes), gib(copied),
-            gib(avail), e->model->made ? ", or fewer --layers" : "");
+            dl_model_name(e->model), dl_gib(need), dl_gib(e->info.kv_bytes), e->ctx, dl_gib(e->info.act_bytes),
+            dl_gib(copied), dl_gib(avail), e->model->made ? ", or fewer --layers" : "");
     if (e->info.weight_bytes - copied > avail - need)
         dl_log(DL_LOG_WARN,
                "memory: %s has %.2f GiB of weights, %.2f GiB are free: they will be read from disk again and again",
-               dl_model_name(e->model), gib(e->info.weight_bytes - copied), gib(avail - need));
+               dl_model_name(e->model), dl_gib(e->info.weight_bytes - copied), dl_gib(avail - need));
     return DL_OK;
 }
 

@@ -20,10 +20,7 @@
 
 static uint64_t hash_of(const char *text)
 {
-    uint64_t h = 14695981039346656037u; /* FNV-1a */
-    for (; *text; text++)
-        h = (h ^ (uint8_t)*text) * 1099511628211u;
-    return h;
+    return dl_hash(text, strlen(text), 0);
 }
 
 /* A line being read: words between blanks. */

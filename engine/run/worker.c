@@ -201,11 +201,6 @@ static void split_weights(const struct eng_worker *w, uint64_t weights, struct e
     m->copied = weights - m->mapped;
 }
 
-static double gib(uint64_t bytes)
-{
-    return (double)bytes / (double)(1u << 30);
-}
-
 static int check_memory(struct eng_worker *w, struct eng_memory *m)
 {
     const struct eng_node *n = &w->e->nodes[0];
@@ -220,7 +215,8 @@ static int check_memory(struct eng_worker *w, struct eng_memory *m)
     return dl_fail(DL_ELIMIT,
                    "worker: this share needs %.2f GiB (KV cache %.2f, activations %.2f, weights %.2f), %.2f GiB are "
                    "free",
-                   gib(m->kv) + gib(m->act) + gib(m->copied), gib(m->kv), gib(m->act), gib(m->copied), gib(m->avail));
+                   dl_gib(m->kv) + dl_gib(m->act) + dl_gib(m->copied), dl_gib(m->kv), dl_gib(m->act), dl_gib(m->copied),
+                   dl_gib(m->avail));
 }
 
 /* For the one who started this worker. */

@@ -19,21 +19,10 @@ struct head {
 };
 static const char magic[8] = {'d', 'l', 'v', 'k', 'c', '0', '0', '1'};
 
-static uint64_t rotate(uint64_t x, unsigned n)
-{
-    return x << n | x >> (64 - n);
-}
-
-/* Two multiplicative hashes that share nothing but the input. */
+/* Two hashes of each piece, each seeded with what the pieces before it left. */
 void vk_hash_add(struct vk_hash *h, const void *bytes, size_t n)
 {
-    const unsigned char *p = bytes;
-    uint64_t a = h->a, b = h->b;
-    for (size_t i = 0; i < n; i++) {
-        a = (a ^ p[i]) * 0x100000001b3u;
-        b = rotate(b + p[i] * 0x9e3779b97f4a7c15u, 29) * 0xff51afd7ed558ccdu;
-    }
-    *h = (struct vk_hash){a, b ^ b >> 32};
+    *h = (struct vk_hash){dl_hash(bytes, n, h->a), dl_hash(bytes, n, h->b)};
 }
 
 void vk_hash_text(struct vk_hash *h, const char *text)

@@ -106,6 +106,12 @@ char *dl_xstrdup(const char *s);
  * DL_ENOMEM (logged) and leaves the array as it was when that fails. */
 int dl_grow(void **v, size_t *cap, size_t want, size_t item);
 
+/* XXH3-64 of the bytes, the same on every machine; another seed, another hash. No protection against forgery. */
+uint64_t dl_hash(const void *bytes, size_t n, uint64_t seed);
+
+/* For people: bytes as GiB. */
+double dl_gib(uint64_t bytes);
+
 /* A growable byte string. Zero-initialised is empty; v is NUL-terminated whenever it is not NULL, and may hold NULs
  * before v[len]. */
 struct dl_str {
