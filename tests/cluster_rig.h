@@ -180,6 +180,45 @@ static inline double rig_nmse(const float *a, const float *ref, size_t n)
     return err / sum;
 }
 
+/* A device that breaks, or takes its time once, at its at-th submit from now: the only one at a time. */
+static struct rig_fault {
+    const struct dl_device_fns *sound;
+    struct dl_device_fns fns;
+    uint64_t submitted, at;
+    uint64_t slow_ns; /* 0: it breaks */
+} rig_fault;
+
+static inline int rig_fault_submit(dl_device *dev, dl_prog *prog, const struct dl_run_args *args, uint64_t wait,
+                                   uint64_t signal)
+{
+    if (++rig_fault.submitted == rig_fault.at) {
+        if (!rig_fault.slow_ns)
+            return dl_fail(DL_EDEVICE, "test: this device has broken");
+        dl_sleep_ns(rig_fault.slow_ns);
+    }
+    return rig_fault.sound->submit(dev, prog, args, wait, signal);
+}
+
+static inline void rig_fault_begin(dl_device *dev)
+{
+    rig_fault.sound = dev->fns;
+    rig_fault.fns = *dev->fns;
+    rig_fault.fns.submit = rig_fault_submit;
+    dev->fns = &rig_fault.fns;
+}
+
+static inline void rig_fault_at(uint64_t at, uint64_t slow_ns)
+{
+    rig_fault.submitted = 0;
+    rig_fault.at = at;
+    rig_fault.slow_ns = slow_ns;
+}
+
+static inline void rig_fault_end(dl_device *dev)
+{
+    dev->fns = rig_fault.sound;
+}
+
 /* Collects log lines of all threads. */
 struct rig_log {
     pthread_mutex_t lock;

@@ -131,33 +131,17 @@ static void death_at_any_exchange(void **state)
 }
 
 /* A device that takes its time once, in the middle of a batch: the node lives, but keeps the others waiting. */
-static const struct dl_device_fns *true_fns;
-static uint64_t slow_at, submitted, slow_ns;
-static int slow_submit(dl_device *dev, dl_prog *prog, const struct dl_run_args *args, uint64_t wait, uint64_t signal)
-{
-    if (++submitted == slow_at) {
-        struct timespec t = {.tv_sec = (time_t)(slow_ns / S), .tv_nsec = (long)(slow_ns % S)};
-        nanosleep(&t, NULL);
-    }
-    return true_fns->submit(dev, prog, args, wait, signal);
-}
-
 static void a_node_that_stops(void **state)
 {
     (void)state;
     struct rig r;
     rig_open(&r, NULL, 3);
     dl_device *dev = r.workers[2].dev;
-    true_fns = dev->fns;
-    struct dl_device_fns slow = *dev->fns;
-    slow.submit = slow_submit;
-    dev->fns = &slow;
+    rig_fault_begin(dev);
     struct dl_engine_opts o = rig_opts();
     for (int i = 0; i < 2; i++) { /* longer than the others wait, and shorter */
         rig_log_begin();
-        submitted = 0;
-        slow_at = 3;
-        slow_ns = i ? S / 5 : 2 * S;
+        rig_fault_at(3, i ? S / 5 : 2 * S);
         o.wait_ms = i ? 60000 : 400;
         uint64_t t0 = dl_now_ns();
         int err = whole_life(&r, o, NULL);
@@ -173,19 +157,12 @@ static void a_node_that_stops(void **state)
             assert_int_equal(r.workers[2].err, DL_EPEER);
         }
     }
-    dev->fns = true_fns;
+    rig_fault_end(dev);
     rig_close(&r);
     rig_log_end();
 }
 
 /* A device that breaks on one node: the root says which and returns DL_EPEER. */
-static int broken_submit(dl_device *dev, dl_prog *prog, const struct dl_run_args *args, uint64_t wait, uint64_t signal)
-{
-    if (++submitted == slow_at)
-        return dl_fail(DL_EDEVICE, "test: this device has broken");
-    return true_fns->submit(dev, prog, args, wait, signal);
-}
-
 static void a_device_that_breaks(void **state)
 {
     (void)state;
@@ -193,18 +170,14 @@ static void a_device_that_breaks(void **state)
     rig_open(&r, NULL, 3);
     for (int node = 0; node < 3; node += 2) {
         dl_device *dev = node ? r.workers[node].dev : r.dev;
-        true_fns = dev->fns;
-        struct dl_device_fns broken = *dev->fns;
-        broken.submit = broken_submit;
-        dev->fns = &broken;
+        rig_fault_begin(dev);
         rig_log_begin();
-        submitted = 0;
-        slow_at = 3;
+        rig_fault_at(3, 0);
         int err = whole_life(&r, rig_opts(), NULL);
         rig_stop(&r);
         assert_int_equal(err, node ? DL_EPEER : DL_EDEVICE);
         assert_true(rig_log_has(node ? "node 2 (cpu" : "the root says: the root has failed"));
-        dev->fns = true_fns;
+        rig_fault_end(dev);
         rig_log_end();
     }
     rig_close(&r);

@@ -75,15 +75,6 @@ static void sessions_and_rows(void **state)
     rig_log_end();
 }
 
-static const struct dl_device_fns *true_fns;
-static uint64_t broken_at, submitted, room, refused_bytes;
-static int broken_submit(dl_device *dev, dl_prog *prog, const struct dl_run_args *args, uint64_t wait, uint64_t signal)
-{
-    if (++submitted == broken_at)
-        return dl_fail(DL_EDEVICE, "test: this device has broken");
-    return true_fns->submit(dev, prog, args, wait, signal);
-}
-
 /* A worker that fails and lives is no reason to do without it; one that does so again and again is. */
 static void a_device_that_breaks(void **state)
 {
@@ -92,33 +83,21 @@ static void a_device_that_breaks(void **state)
     healthy(NULL);
     heal_open(&h, NULL, 3);
     dl_device *dev = h.r.workers[2].dev;
-    true_fns = dev->fns;
-    struct dl_device_fns broken = *dev->fns;
-    broken.submit = broken_submit;
-    dev->fns = &broken;
+    rig_fault_begin(dev);
     rig_log_begin();
-    submitted = 0;
-    broken_at = 9;
+    rig_fault_at(9, 0);
     assert_int_equal(heal_start(&h, rig_opts()), 0);
     assert_int_equal(life(h.r.engine, h.r.prompt, got, got_row), 0);
     assert_memory_equal(got, want, sizeof want);
     assert_true(rig_log_has("node 2 failed in step 2: its device has failed; going on with 3 of 3 nodes"));
-    submitted = 0;
+    rig_fault_at(9, 0);
     assert_int_equal(life(h.r.engine, h.r.prompt, got, got_row), 0);
     assert_memory_equal(got, want, sizeof want);
     assert_true(rig_log_has("its device has failed; going on with 2 of 3 nodes"));
-    dev->fns = true_fns;
+    rig_fault_end(dev);
     heal_end(&h);
     heal_close(&h);
     rig_log_end();
-}
-
-static uint64_t slow_ns;
-static int slow_submit(dl_device *dev, dl_prog *prog, const struct dl_run_args *args, uint64_t wait, uint64_t signal)
-{
-    if (++submitted == broken_at)
-        dl_sleep_ns(slow_ns);
-    return true_fns->submit(dev, prog, args, wait, signal);
 }
 
 /* A node that keeps the others waiting: nobody knows which, so all get another chance, each time that it happens, but not twice in a row. */
@@ -129,18 +108,13 @@ static void a_node_that_stops(void **state)
     healthy(NULL);
     heal_open(&h, NULL, 3);
     dl_device *dev = h.r.workers[2].dev;
-    true_fns = dev->fns;
-    struct dl_device_fns slow = *dev->fns;
-    slow.submit = slow_submit;
-    dev->fns = &slow;
+    rig_fault_begin(dev);
     rig_log_begin();
     struct dl_engine_opts o = rig_opts();
     o.wait_ms = 300;
-    slow_ns = S;
     assert_int_equal(heal_start(&h, o), 0);
     for (int i = 0; i < 3; i++) {
-        submitted = 0;
-        broken_at = 8;
+        rig_fault_at(8, S);
         assert_int_equal(life(h.r.engine, h.r.prompt, got, got_row), 0);
         assert_memory_equal(got, want, sizeof want);
         assert_int_equal(h.connects, i + 2);
@@ -148,13 +122,15 @@ static void a_node_that_stops(void **state)
     }
     assert_true(rig_log_has("a node lost in step "));
     assert_true(rig_log_has(": a node keeps the others waiting; going on with 3 of 3 nodes"));
-    dev->fns = true_fns;
+    rig_fault_end(dev);
     heal_end(&h);
     heal_close(&h);
     rig_log_end();
 }
 
 /* Only so much memory on a device, as its driver would say it. */
+static const struct dl_device_fns *true_fns;
+static uint64_t room, refused_bytes;
 static int scarce_create(dl_device *dev, const struct dl_buf_desc *desc, dl_buf **out)
 {
     if (room && desc->use == DL_BUF_ACT && desc->bytes > room) {

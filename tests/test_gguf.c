@@ -6,23 +6,7 @@
 #include "common.h"
 #include "gguf.h"
 #include "model_files.h"
-
-static struct test_log log_lines;
-
-static int watch_log(void **state)
-{
-    (void)state;
-    log_lines = (struct test_log){0};
-    dl_log_set(test_log_sink, &log_lines, DL_LOG_DEBUG);
-    return 0;
-}
-
-static int unwatch_log(void **state)
-{
-    (void)state;
-    dl_log_set(NULL, NULL, DL_LOG_WARN);
-    return 0;
-}
+#include "watch_log.h"
 
 /* Parses an exact-size copy, so that sanitizers see any byte beyond; takes the file. */
 static void check_refused(struct dl_str f, int code, const char *words)

@@ -6,25 +6,9 @@
 #include "common.h"
 #include "dl/model.h"
 #include "model_files.h"
+#include "watch_log.h"
 
 #include <unistd.h>
-
-static struct test_log log_lines;
-
-static int watch_log(void **state)
-{
-    (void)state;
-    log_lines = (struct test_log){0};
-    dl_log_set(test_log_sink, &log_lines, DL_LOG_DEBUG);
-    return 0;
-}
-
-static int unwatch_log(void **state)
-{
-    (void)state;
-    dl_log_set(NULL, NULL, DL_LOG_WARN);
-    return 0;
-}
 
 /* ------------------------------------------------------------------------------------------ right bytes */
 

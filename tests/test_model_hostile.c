@@ -8,6 +8,7 @@
 #include "count_alloc.h"
 #include "dl/model.h"
 #include "model_files.h"
+#include "watch_log.h"
 
 #include <time.h>
 
@@ -20,23 +21,6 @@ static size_t allowance(size_t file_bytes)
 }
 
 /* ---------------------------------------------------------------------------------------------------- open */
-
-static struct test_log log_lines;
-
-static int watch_log(void **state)
-{
-    (void)state;
-    log_lines = (struct test_log){0};
-    dl_log_set(test_log_sink, &log_lines, DL_LOG_DEBUG);
-    return 0;
-}
-
-static int unwatch_log(void **state)
-{
-    (void)state;
-    dl_log_set(NULL, NULL, DL_LOG_WARN);
-    return 0;
-}
 
 static volatile uint8_t touched;
 

@@ -8,6 +8,7 @@
 #include <stdbool.h>
 #include <time.h>
 #include "dl/text.h"
+#include "token_files.h"
 
 #if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
 enum { SANITIZED = 1 };
@@ -27,25 +28,6 @@ static dl_tokenizer *open_ok(const char *path)
     assert_int_equal(dl_tokenizer_open(path, &t), 0);
     assert_non_null(t);
     return t;
-}
-
-static struct dl_str slurp(const char *path)
-{
-    struct dl_str s = {0};
-    FILE *f = fopen(path, "rb");
-    assert_non_null(f);
-    char buf[65536];
-    for (size_t n; (n = fread(buf, 1, sizeof buf, f));)
-        assert_int_equal(dl_str_add(&s, buf, n), 0);
-    fclose(f);
-    return s;
-}
-
-static struct dl_tokens tokens_of(const dl_tokenizer *t, const char *text, size_t n, unsigned flags)
-{
-    struct dl_tokens ids = {0};
-    assert_int_equal(dl_tokenize(t, text, n, flags, &ids), 0);
-    return ids;
 }
 
 /* Back to the same bytes, in one go. */

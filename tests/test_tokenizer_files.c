@@ -10,25 +10,7 @@
 #include <unistd.h>
 
 #include "dl/text.h"
-
-static struct dl_str slurp(const char *path)
-{
-    struct dl_str s = {0};
-    FILE *f = fopen(path, "rb");
-    assert_non_null(f);
-    char buf[65536];
-    for (size_t n; (n = fread(buf, 1, sizeof buf, f));)
-        assert_int_equal(dl_str_add(&s, buf, n), 0);
-    fclose(f);
-    return s;
-}
-
-static struct dl_tokens tokens_of(const dl_tokenizer *t, const char *text, size_t n, unsigned flags)
-{
-    struct dl_tokens ids = {0};
-    assert_int_equal(dl_tokenize(t, text, n, flags, &ids), 0);
-    return ids;
-}
+#include "token_files.h"
 
 static void check_ids(const dl_tokenizer *t, const char *text, unsigned flags, const int32_t *want, size_t n)
 {
