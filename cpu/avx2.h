@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: MIT
  *
  * cpu/avx2.h: what the AVX2/FMA/F16C kernels share: loads of any alignment, row tails, sums, exp, the Q80 block.
- * Only avx2*.c includes it, and only those files are compiled for AVX2, with contraction off: a product that is summed
- * without _mm256_fmadd_ps is rounded first, as the exact ops demand.
+ * Only avx*.c includes it, and only those files are compiled for AVX2 (avxvnni*.c, avx512*.c: and more), with contraction
+ * off: a product that is summed without _mm256_fmadd_ps is rounded first, as the exact ops demand.
  */
 #ifndef CPU_AVX2_H
 #define CPU_AVX2_H
@@ -60,6 +60,9 @@ struct cpu_avx2_tokens {
 /* y[t][col + r] = dot(row r, x[t]) + bias[col + r] for all rows and tokens. */
 typedef void cpu_avx2_dots(const struct cpu_avx2_rows *rows, uint32_t n_rows, const struct cpu_avx2_tokens *tok);
 cpu_avx2_dots cpu_avx2_dot_q40, cpu_avx2_dot_q80;
+
+/* Units of a MATMUL or MOE_MATMUL of weights of the type that `dots` is for. */
+void cpu_avx2_matmul_q(const struct cpu_task *task, uint32_t unit0, uint32_t unit1, cpu_avx2_dots *dots);
 
 AVX2_INLINE __m128i avx2_load128(const void *p)
 {

@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: MIT
  *
- * cpu/avx2_matmul_q.c: MATMUL and MOE_MATMUL of packed Q40 and Q80 weights: which rows of which tiles meet which tokens. Every
- * (row, token) has its own sum in a fixed order, so a token's result does not depend on the batch around it.
+ * cpu/avx2_matmul_q.c: MATMUL and MOE_MATMUL of packed Q40 and Q80 weights: which rows of which tiles meet which tokens, of AVX2
+ * and of the sets above it. Every (row, token) has its own sum in a fixed order, so a token's result does not depend on the
+ * batch around it.
  */
 #include "avx2.h"
 
@@ -36,15 +37,7 @@ static void add_token(const struct cpu_task *task, struct cpu_avx2_tokens *tok, 
     tok->y[tok->n++] = (float *)(void *)cpu_row_out(task->dst, &op->dst, row);
 }
 
-static void run(const struct cpu_task *task, const struct strip *s, const struct cpu_avx2_tokens *tok)
-{
-    if (task->op->src[1].type == DL_Q40)
-        cpu_avx2_dot_q40(s->rows, s->n, tok);
-    else
-        cpu_avx2_dot_q80(s->rows, s->n, tok);
-}
-
-static void matmul(const struct cpu_task *task, uint32_t unit0, uint32_t unit1)
+static void matmul(const struct cpu_task *task, uint32_t unit0, uint32_t unit1, cpu_avx2_dots *dots)
 {
     const struct dl_op *op = task->op;
     struct strip s;
@@ -59,13 +52,13 @@ static void matmul(const struct cpu_task *task, uint32_t unit0, uint32_t unit1)
             for (uint32_t t = r.t0; t < r.t1;) {
                 for (tok.n = 0; t < r.t1 && tok.n < CPU_AVX2_TOKENS; t++)
                     add_token(task, &tok, t, t);
-                run(task, &s, &tok);
+                dots(s.rows, s.n, &tok);
             }
         }
     }
 }
 
-static void moe_matmul(const struct cpu_task *task, uint32_t unit0, uint32_t unit1)
+static void moe_matmul(const struct cpu_task *task, uint32_t unit0, uint32_t unit1, cpu_avx2_dots *dots)
 {
     const struct dl_op *op = task->op;
     uint32_t tiles = cpu_tiles(op->dst.cols), k = op->u.moe.k;
@@ -85,18 +78,33 @@ static void moe_matmul(const struct cpu_task *task, uint32_t unit0, uint32_t uni
                 continue;
             add_token(task, &tok, shared ? row / k : row, row);
             if (tok.n == CPU_AVX2_TOKENS) {
-                run(task, &s, &tok);
+                dots(s.rows, s.n, &tok);
                 tok.n = 0;
             }
         }
         if (tok.n)
-            run(task, &s, &tok);
+            dots(s.rows, s.n, &tok);
     }
+}
+
+void cpu_avx2_matmul_q(const struct cpu_task *task, uint32_t unit0, uint32_t unit1, cpu_avx2_dots *dots)
+{
+    if (task->op->code == DL_OP_MATMUL)
+        matmul(task, unit0, unit1, dots);
+    else
+        moe_matmul(task, unit0, unit1, dots);
+}
+
+static void matmul_q40(const struct cpu_task *task, uint32_t unit0, uint32_t unit1)
+{
+    cpu_avx2_matmul_q(task, unit0, unit1, cpu_avx2_dot_q40);
+}
+static void matmul_q80(const struct cpu_task *task, uint32_t unit0, uint32_t unit1)
+{
+    cpu_avx2_matmul_q(task, unit0, unit1, cpu_avx2_dot_q80);
 }
 
 cpu_kernel *cpu_avx2_pick_matmul_q(const struct dl_op *op)
 {
-    if (op->src[1].type != DL_Q40 && op->src[1].type != DL_Q80)
-        return NULL;
-    return op->code == DL_OP_MATMUL ? matmul : moe_matmul;
+    return op->src[1].type == DL_Q40 ? matmul_q40 : op->src[1].type == DL_Q80 ? matmul_q80 : NULL;
 }

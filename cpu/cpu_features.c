@@ -11,22 +11,44 @@
 #if defined(CPU_HAVE_AVX2) && (defined(__x86_64__) || defined(__i386__))
 #include <cpuid.h>
 
-/* AVX2, FMA and F16C, and a system that saves the upper halves of the registers (XCR0 bits 1 and 2). */
-static unsigned detect_avx2(void)
+/* What the compiler had the flags for. */
+enum {
+    BUILT = CPU_ISA_AVX2
+#ifdef CPU_HAVE_AVXVNNI
+            | CPU_ISA_AVXVNNI
+#endif
+#ifdef CPU_HAVE_AVX512
+            | CPU_ISA_AVX512
+#endif
+};
+
+static bool all(unsigned have, unsigned need)
 {
-    enum { FMA = 1u << 12, OSXSAVE = 1u << 27, AVX = 1u << 28, F16C = 1u << 29, AVX2 = 1u << 5 };
-    const unsigned need = FMA | OSXSAVE | AVX | F16C;
-    unsigned a, b, c, d, xcr0_low, xcr0_high;
-    if (!__get_cpuid(1, &a, &b, &c, &d) || (c & need) != need)
+    return (have & need) == need;
+}
+
+/* Each set with what it takes of CPU and system: XCR0 says which registers the system saves. */
+static unsigned detect_avx(void)
+{
+    enum { FMA = 1u << 12, OSXSAVE = 1u << 27, AVX = 1u << 28, F16C = 1u << 29 }; /* leaf 1, ecx */
+    enum { AVX2 = 1u << 5, F = 1u << 16, DQ = 1u << 17, BW = 1u << 30 };          /* leaf 7, ebx */
+    enum { VNNI = 1u << 11, VEX_VNNI = 1u << 4 };                                 /* leaf 7, ecx; 7.1, eax */
+    const unsigned vl = 1u << 31, ymm = 0x06, zmm = 0xe6;
+    unsigned a, b, c, d, xcr0, xcr0_high, most, found = CPU_ISA_AVX2;
+    if (!__get_cpuid(1, &a, &b, &c, &d) || !all(c, FMA | OSXSAVE | AVX | F16C))
         return 0;
-    __asm__ volatile("xgetbv" : "=a"(xcr0_low), "=d"(xcr0_high) : "c"(0));
+    __asm__ volatile("xgetbv" : "=a"(xcr0), "=d"(xcr0_high) : "c"(0));
     (void)xcr0_high;
-    if ((xcr0_low & 6) != 6 || !__get_cpuid_count(7, 0, &a, &b, &c, &d))
+    if (!all(xcr0, ymm) || !__get_cpuid_count(7, 0, &most, &b, &c, &d) || !(b & AVX2))
         return 0;
-    return b & AVX2 ? CPU_ISA_AVX2 : 0;
+    if (all(xcr0, zmm) && all(b, F | DQ | BW | vl) && c & VNNI)
+        found |= CPU_ISA_AVX512;
+    if (most >= 1 && __get_cpuid_count(7, 1, &a, &b, &c, &d) && a & VEX_VNNI)
+        found |= CPU_ISA_AVXVNNI;
+    return found & BUILT;
 }
 #else
-static unsigned detect_avx2(void)
+static unsigned detect_avx(void)
 {
     return 0;
 }
@@ -35,16 +57,19 @@ static unsigned detect_avx2(void)
 static const struct {
     const char *name;
     unsigned bit;
-} isas[] = {{"ref", CPU_ISA_REF}, {"avx2", CPU_ISA_AVX2}};
+} isas[] = {{"ref", CPU_ISA_REF}, {"avx2", CPU_ISA_AVX2}, {"avxvnni", CPU_ISA_AVXVNNI}, {"avx512", CPU_ISA_AVX512}};
+#define KNOWN "ref, avx2, avxvnni, avx512"
 
 unsigned cpu_isa_detect(void)
 {
-    return CPU_ISA_REF | detect_avx2();
+    return CPU_ISA_REF | detect_avx();
 }
 
 const char *dl_cpu_isas(void)
 {
-    return cpu_isa_detect() & CPU_ISA_AVX2 ? "ref avx2" : "ref";
+    static const char *const names[] = {"ref avx2", "ref avx2 avxvnni", "ref avx2 avx512", "ref avx2 avxvnni avx512"};
+    unsigned have = cpu_isa_detect();
+    return have & CPU_ISA_AVX2 ? names[have / CPU_ISA_AVXVNNI] : "ref";
 }
 
 int cpu_isa_choose(const char *name, unsigned *mask)
@@ -61,8 +86,8 @@ int cpu_isa_choose(const char *name, unsigned *mask)
         *mask = have & (2 * isas[i].bit - 1);
         return DL_OK;
     }
-    return dl_fail(DL_EINVAL, "cpu: unknown instruction set '%.40s' (DLLAMA_CPU): known are ref and avx2, here: %s",
-                   name, dl_cpu_isas());
+    return dl_fail(DL_EINVAL, "cpu: unknown instruction set '%.40s' (DLLAMA_CPU): known are " KNOWN ", here: %s", name,
+                   dl_cpu_isas());
 }
 
 const char *cpu_isa_best(unsigned mask)

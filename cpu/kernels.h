@@ -3,8 +3,8 @@
  * cpu/kernels.h: the kernel interface inside cpu/. One op is cut into units that may run on any thread in any order; a unit's
  * result never depends on how units are dealt out, so a batch gives the same bits for any number of threads.
  *
- * ref.c defines every op (plain C, double accumulation). One file per instruction set overrides what it is faster at:
- * avx2.c. A pick function returns NULL for what it has no kernel for; the device takes the best that is allowed.
+ * ref.c defines every op (plain C, double accumulation). The files of an instruction set override what it is faster at:
+ * avx2*.c, avxvnni*.c, avx512*.c. A pick function returns NULL for what it has no kernel for; the device takes the best that is allowed.
  */
 #ifndef CPU_KERNELS_H
 #define CPU_KERNELS_H
@@ -30,7 +30,10 @@ struct cpu_task {
 typedef void cpu_kernel(const struct cpu_task *task, uint32_t unit0, uint32_t unit1);
 
 cpu_kernel *cpu_ref_pick(const struct dl_op *op);
-cpu_kernel *cpu_avx2_pick(const struct dl_op *op); /* only called on a CPU with AVX2, FMA and F16C */
+/* Only called on a CPU that has it (cpu_features.h). */
+cpu_kernel *cpu_avx2_pick(const struct dl_op *op);
+cpu_kernel *cpu_avxvnni_pick(const struct dl_op *op); /* gives the same bits as avx2 */
+cpu_kernel *cpu_avx512_pick(const struct dl_op *op);  /* likewise */
 
 /* How an op is cut. Unit u is, by opcode:
  *   MATMUL       output rows [u / groups * CPU_TILE, ...) of the weight, tokens [u % groups * CPU_GROUP, ...),

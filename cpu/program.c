@@ -38,17 +38,31 @@ struct cpu_program {
     struct stage *stages;
 };
 
+/* The best first. */
+static const struct {
+    unsigned isa;
+    cpu_kernel *(*fn)(const struct dl_op *op);
+} picks[] = {
+#ifdef CPU_HAVE_AVX512
+    {CPU_ISA_AVX512, cpu_avx512_pick},
+#endif
+#ifdef CPU_HAVE_AVXVNNI
+    {CPU_ISA_AVXVNNI, cpu_avxvnni_pick},
+#endif
+#ifdef CPU_HAVE_AVX2
+    {CPU_ISA_AVX2, cpu_avx2_pick},
+#endif
+    {CPU_ISA_REF, cpu_ref_pick},
+};
+
 cpu_kernel *cpu_pick(const struct dl_op *op, unsigned isa)
 {
     /* ref knows every op: what it has no kernel for is no op, and the other sets need not check types as strictly. */
-    cpu_kernel *ref = cpu_ref_pick(op), *kernel = NULL;
-#ifdef CPU_HAVE_AVX2
-    if (ref && isa & CPU_ISA_AVX2)
-        kernel = cpu_avx2_pick(op);
-#else
-    (void)isa;
-#endif
-    return kernel ? kernel : ref;
+    cpu_kernel *kernel = NULL;
+    for (size_t i = 0; cpu_ref_pick(op) && !kernel && i < DL_COUNT_OF(picks); i++)
+        if (isa & picks[i].isa)
+            kernel = picks[i].fn(op);
+    return kernel;
 }
 
 static uint8_t *address(const struct dl_view *v, const struct cpu_base *base)

@@ -279,16 +279,33 @@ static void test_recital_ref(void **state)
     check_recital("ref", DL_Q80, false);
 }
 
+static void recital(const char *isa)
+{
+    if (!have_isa(isa)) {
+        fprintf(stderr, "SKIPPED: this CPU has no %s\n", isa);
+        skip();
+    }
+    check_recital(isa, DL_F16, true);
+    check_recital(isa, DL_F32, false);
+    check_recital(isa, DL_Q80, false);
+}
+
 static void test_recital_avx2(void **state)
 {
     (void)state;
-    if (!have_isa("avx2")) {
-        fprintf(stderr, "SKIPPED: this CPU has no AVX2\n");
-        skip();
-    }
-    check_recital("avx2", DL_F16, true);
-    check_recital("avx2", DL_F32, false);
-    check_recital("avx2", DL_Q80, false);
+    recital("avx2");
+}
+
+static void test_recital_avxvnni(void **state)
+{
+    (void)state;
+    recital("avxvnni");
+}
+
+static void test_recital_avx512(void **state)
+{
+    (void)state;
+    recital("avx512");
 }
 
 /* Cut over several devices, up to one head each, evenly or not: each holds what no other has, so all must be right. */
@@ -368,6 +385,8 @@ int main(void)
         cmocka_unit_test(test_a_word_is_a_token),
         cmocka_unit_test(test_recital_ref),
         cmocka_unit_test(test_recital_avx2),
+        cmocka_unit_test(test_recital_avxvnni),
+        cmocka_unit_test(test_recital_avx512),
         cmocka_unit_test(test_recital_in_slices),
         cmocka_unit_test(test_attention_is_needed),
         cmocka_unit_test(test_every_slice_of_the_ffn_is_needed),

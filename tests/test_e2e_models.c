@@ -25,9 +25,14 @@
 #define FEW 0
 #endif
 
+static bool has(const char *isa)
+{
+    return strstr(dl_cpu_isas(), isa) != NULL;
+}
+
 static bool has_avx2(void)
 {
-    return strstr(dl_cpu_isas(), "avx2") != NULL;
+    return has("avx2");
 }
 
 static void assert_ok(const struct e2e *r, const char *what)
@@ -142,7 +147,8 @@ static double nmse(const float *got, const float *want, size_t n)
     return diff / norm;
 }
 
-static void one_ref(const char *name, const char *isa, const char *dir)
+/* Returns the logits: REF_ROWS * REF_VOCAB floats. */
+static char *one_ref(const char *name, const char *isa, const char *dir)
 {
     char file[64], dump[600], key[64];
     snprintf(file, sizeof file, "refs/%s.gguf", name);
@@ -189,9 +195,9 @@ static void one_ref(const char *name, const char *isa, const char *dir)
     }
     remove(dump);
     unsetenv("DLLAMA_CPU");
-    free(first);
     free(logits);
     free(ids);
+    return first;
 }
 
 static void refs_ids_and_logits(void **state)
@@ -202,10 +208,23 @@ static void refs_ids_and_logits(void **state)
     (void)data;
     char dir[TEMPDIR_LEN];
     make_dir(dir);
+    static const char *const above[] = {"avxvnni", "avx512"};
     for (size_t i = 0; i < DL_COUNT_OF(refs); i++) {
-        one_ref(refs[i], "ref", dir);
-        if (has_avx2())
-            one_ref(refs[i], "avx2", dir);
+        free(one_ref(refs[i], "ref", dir));
+        if (!has_avx2())
+            continue;
+        char *avx2 = one_ref(refs[i], "avx2", dir);
+        for (size_t j = 0; j < DL_COUNT_OF(above); j++) { /* nodes of one cluster may have different ones */
+            if (!has(above[j])) {
+                fprintf(stderr, "SKIPPED PART: this CPU has no %s\n", above[j]);
+                continue;
+            }
+            char *same = one_ref(refs[i], above[j], dir);
+            if (memcmp(same, avx2, REF_ROWS * REF_VOCAB * sizeof(float)))
+                fail_msg("%s: logits of %s are not those of avx2", refs[i], above[j]);
+            free(same);
+        }
+        free(avx2);
     }
     remove_dir(dir);
 }
