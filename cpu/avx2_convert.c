@@ -27,6 +27,22 @@ static void to_q80(const float *in, uint8_t *out, uint32_t n)
     }
 }
 
+/* What the Q80 form loses stays in `carry`, for the next time. */
+static void to_q80_carrying(const float *in, float *carry, bool first, uint8_t *out, uint32_t n)
+{
+    for (uint32_t i = 0; i < n; i += DL_BLOCK, out += sizeof(struct dl_q80)) {
+        __m256 v[4];
+        for (uint32_t j = 0; j < 4; j++) {
+            v[j] = _mm256_loadu_ps(in + i + 8 * j);
+            if (!first)
+                v[j] = _mm256_add_ps(v[j], _mm256_loadu_ps(carry + i + 8 * j));
+        }
+        avx2_q80_put(v, out);
+        for (uint32_t j = 0; j < 4; j++)
+            _mm256_storeu_ps(carry + i + 8 * j, _mm256_sub_ps(v[j], avx2_q80_at(out, 8 * j)));
+    }
+}
+
 /* Bytes before value `col` of a row. */
 static uint64_t at(enum dl_type type, uint32_t col)
 {
@@ -43,6 +59,8 @@ static void convert(const struct cpu_task *task, uint32_t unit0, uint32_t unit1)
         uint8_t *out = cpu_row_out(task->dst, &op->dst, t) + at(op->dst.type, c);
         if (op->dst.type == DL_F16)
             to_f16(in, out, n);
+        else if (dl_op_carries(op))
+            to_q80_carrying(in, (float *)(void *)cpu_row_carried(task, t) + c, op->u.convert.first, out, n);
         else
             to_q80(in, out, n);
     }

@@ -103,6 +103,12 @@ static inline uint8_t *cpu_row_out(uint8_t *base, const struct dl_view *v, uint3
     return base + (uint64_t)t * v->row_bytes;
 }
 
+/* Row t of what a CONVERT carries: a source that it writes, and that no other unit of the op touches. */
+static inline uint8_t *cpu_row_carried(const struct cpu_task *k, uint32_t t)
+{
+    return (uint8_t *)(uintptr_t)cpu_row(k->src[1], &k->op->src[1], t);
+}
+
 /* Cache row of (token t, KV head h, position pos). */
 static inline uint64_t cpu_kv_row(const struct cpu_task *k, uint32_t t, uint32_t n_kv, uint32_t h, uint32_t pos)
 {

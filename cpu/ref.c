@@ -13,9 +13,24 @@ static void store_values(const struct dl_view *dst, uint8_t *row, uint32_t first
     dl_row_from_f32(dst->type, values, row + cpu_bytes(dst->type, first), n);
 }
 
+/* A block of values from column i on. */
+static void convert_carrying(const struct cpu_task *k, uint32_t row, uint32_t i, float *v)
+{
+    const struct dl_view *dst = &k->op->dst;
+    uint8_t *carry = cpu_row_carried(k, row) + cpu_bytes(DL_F32, i), *out = cpu_row_out(k->dst, dst, row);
+    float stored[DL_BLOCK];
+    for (uint32_t j = 0; j < DL_BLOCK && !k->op->u.convert.first; j++)
+        v[j] += cpu_load_f32(carry, j);
+    store_values(dst, out, i, v, DL_BLOCK);
+    dl_row_to_f32(dst->type, out + cpu_bytes(dst->type, i), stored, DL_BLOCK);
+    for (uint32_t j = 0; j < DL_BLOCK; j++)
+        cpu_store_f32(carry, j, v[j] - stored[j]);
+}
+
 void cpu_ref_convert(const struct cpu_task *k, uint32_t unit0, uint32_t unit1)
 {
     const struct dl_view *src = &k->op->src[0], *dst = &k->op->dst;
+    const bool carry = dl_op_carries(k->op);
     for (uint32_t u = unit0; u < unit1; u++) {
         struct cpu_span s = cpu_span_of(k->op, u);
         const uint8_t *in = cpu_row(k->src[0], src, s.row);
@@ -24,7 +39,10 @@ void cpu_ref_convert(const struct cpu_task *k, uint32_t unit0, uint32_t unit1)
             float v[DL_BLOCK];
             uint32_t n = DL_MIN(s.end - i, (uint32_t)DL_BLOCK);
             dl_row_to_f32(src->type, in + cpu_bytes(src->type, i), v, n);
-            store_values(dst, out, i, v, n);
+            if (carry)
+                convert_carrying(k, s.row, i, v);
+            else
+                store_values(dst, out, i, v, n);
         }
     }
 }

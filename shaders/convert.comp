@@ -1,11 +1,12 @@
 #version 450
 // SPDX-License-Identifier: MIT
 //
-// CONVERT: dst[t][i] = src0[t][i] in form OUT; src0 in form SRC (F32 or F16).
+// CONVERT: dst[t][i] = src0[t][i] in form OUT; src0 in form SRC (F32 or F16). With CARRY, OUT is Q80 or PLANES, and what was carried is
+// added first, unless this is the first time; what is lost is carried on.
 // Workgroup: LANES * 4 neighbouring values of one row. Lane: 4 of them.
-// Batch: COUNT. Defines: COUNT, LANES, SRC, OUT.
+// Batch: COUNT. Defines: COUNT, LANES, SRC, OUT, CARRY.
 #include "batch.glsl"
-#define OUT_AT 2
+#define OUT_AT (2 + CARRY)
 #include "out.glsl"
 
 #if SRC == F32
@@ -14,7 +15,14 @@ layout(std430, set = 0, binding = 1) readonly buffer Src { float src[]; };
 layout(std430, set = 0, binding = 1) readonly buffer Src { uint src[]; };
 #endif
 
-layout(push_constant) uniform Push { uint mult, cols, src_at, src_stride; OUT_PUSH; } push;
+#if CARRY
+layout(std430, set = 0, binding = 2) buffer Carry { float carry[]; };
+#define CARRY_PUSH uint carry_at, carry_stride, carry_on;
+#else
+#define CARRY_PUSH
+#endif
+
+layout(push_constant) uniform Push { uint mult, cols, src_at, src_stride; CARRY_PUSH OUT_PUSH; } push;
 layout(local_size_x = LANES) in;
 
 void main()
@@ -30,5 +38,15 @@ void main()
 #else
         v[k] = f16_to_f32((src[(at + k) >> 1] >> (((at + k) & 1u) * 16u)) & 0xffffu);
 #endif
+#if CARRY
+    uint carried = push.carry_at + row * push.carry_stride + i;
+    for (uint k = 0u; k < n && push.carry_on != 0u; k++)
+        v[k] += carry[carried + k];
+#endif
     OUT_PUT(row, i, v, n);
+#if CARRY
+    v -= out_stored;
+    for (uint k = 0u; k < n; k++)
+        carry[carried + k] = v[k];
+#endif
 }

@@ -26,8 +26,11 @@ layout(push_constant) uniform mm
 #if PARTS > 2
     uint w_at2, ws_at2, rows2, y_at2, extra_at2;
 #endif
-#if EPI == 3
+#if EPI > 2
     uint base_at, base_row;
+#endif
+#if EPI == 4
+    uint carry_on;
 #endif
 #if EPI
     OUT_PUSH;

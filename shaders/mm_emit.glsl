@@ -13,6 +13,11 @@ layout(std430, binding = MM_AFTER) readonly buffer mm_base
 {
     float base[];
 };
+#elif EPI == 4
+layout(std430, binding = MM_AFTER) buffer mm_base
+{
+    float base[];
+};
 #endif
 
 // All lanes of the workgroup come here, after mm_finish.
@@ -35,10 +40,18 @@ void mm_emit()
             sum = act(sum) * up;
 #elif EPI == 3
             sum = base[p.base_at + to * p.base_row + row + k] + sum;
+#elif EPI == 4
+            if (p.carry_on != 0)
+                sum += base[p.base_at + to * p.base_row + row + k];
 #endif
             v[k] = sum;
         }
         OUT_PUT(to, row, v, n);
+#if EPI == 4
+        v -= out_stored;
+        for (uint k = 0; k < n; k++)
+            base[p.base_at + to * p.base_row + row + k] = v[k];
+#endif
     }
 }
 #endif

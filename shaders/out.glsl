@@ -5,6 +5,7 @@
 // Places are in values for F32, in 16-bit words for F16, BF16 and Q80 (17 per block), in blocks for PLANES.
 // Bytes outside the result stay as they are: a word that is only half ours is changed by atomics, since whoever owns the other
 // half may be changing it now.
+// With CARRY, for Q80 and PLANES, out_stored is what the values are after rounding.
 #include "f16.glsl"
 #include "q80.glsl"
 
@@ -42,6 +43,16 @@ void out_halves(uint at, uvec4 bits, uint n)
 #endif
 #endif
 
+#ifndef CARRY
+#define CARRY 0
+#endif
+#if CARRY
+vec4 out_stored;
+#define OUT_STORED(codes, d) out_stored = q80_values(codes, d)
+#else
+#define OUT_STORED(codes, d)
+#endif
+
 // Writes n <= 4 values of a row from column i on, where n > 0. All lanes of the workgroup call it; lanes without values with n = 0.
 #if OUT == F32
 #define OUT_PUT(row, i, v, n) out_put((row) * push.out_stride + push.out_at, i, v, n)
@@ -68,6 +79,7 @@ void out_put(uint row_at, uint i, vec4 v, uint n)
 void out_put(uint row_at, uint i, vec4 v, uint n)
 {
     uint d, codes = q80_quantise(v, d), lane = gl_LocalInvocationID.x & 7u;
+    OUT_STORED(codes, d);
     if (n == 0u)
         return;
     uint at = row_at + (i >> 5) * 17u;
@@ -87,6 +99,7 @@ void out_put(uint row_at, uint i, vec4 v, uint n)
 void out_put(uvec3 at, uint i, vec4 v, uint n)
 {
     uint d, codes = q80_quantise(v, d), lane = gl_LocalInvocationID.x & 7u;
+    OUT_STORED(codes, d);
     if (n == 0u)
         return;
     at += i >> 5;

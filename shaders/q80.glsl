@@ -55,6 +55,13 @@ uint q80_quantise(vec4 v, out uint d)
     return codes;
 }
 
+// What four codes stand for, exactly. d: the block's scale as f16 bits.
+vec4 q80_values(uint codes, uint d)
+{
+    int w = int(codes);
+    return f16_to_f32(d) * vec4(bitfieldExtract(w, 0, 8), bitfieldExtract(w, 8, 8), bitfieldExtract(w, 16, 8), w >> 24);
+}
+
 // Sum of the codes of this lane's block; after q80_quantise.
 int q80_sum()
 {

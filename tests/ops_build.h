@@ -56,6 +56,24 @@ static inline void build_convert(struct ops_case *c, enum dl_type from, enum dl_
     ops_batch(c, n, 0, n + SPARE, 1, 1, 1);
 }
 
+/* What is carried is there for some cases, and to begin with for others. */
+static inline void build_convert_carrying(struct ops_case *c, uint32_t n, uint32_t cols, enum ops_fill fill, bool first,
+                                          uint32_t variant)
+{
+    uint64_t rng = variant;
+    op_init(c, DL_OP_CONVERT, 0);
+    snprintf(c->label, sizeof c->label, "convert carrying n=%u cols=%u fill=%s first=%d variant=%u", n, cols,
+             ops_fill_names[fill], first, variant);
+    c->op.u.convert.first = first;
+    c->op.dst = act(c, DL_Q80, n + SPARE, cols, variant);
+    c->op.src[0] = act(c, DL_F32, n + SPARE, cols, variant + 1);
+    c->op.src[1] = act(c, DL_F32, n + SPARE, cols, variant + 2);
+    ops_fill_rows(c, &c->op.src[0], n, fill, &rng);
+    if (!first) /* else all NaN */
+        ops_fill_rows(c, &c->op.src[1], n, variant % 2 ? fill : FILL_RANDOM, &rng);
+    ops_batch(c, n, 0, n + SPARE, 1, 1, 1);
+}
+
 static inline void build_rms_norm(struct ops_case *c, enum dl_type to, uint32_t n, uint32_t cols, uint32_t group,
                                   enum ops_fill fill, uint32_t variant)
 {

@@ -199,6 +199,25 @@ static void ops_ready(struct ops_case *c)
         }                                                                   \
     } while (0)
 
+/* What a CONVERT carries on is what its dst, as it came out, lacks; all other bytes of the buffer are as they were. */
+static void ops_check_carried(const struct ops_case *c, dl_device *dev, const uint8_t *out, uint8_t *now)
+{
+    const struct dl_view *d = &c->op.dst, *s = &c->op.src[1];
+    float *stored = dl_xcalloc(d->cols, sizeof *stored);
+    for (uint32_t r = 0; r < ops_n(c); r++) {
+        uint8_t *at = now + s->offset + r * s->row_bytes;
+        dl_row_to_f32(DL_Q80, out + d->offset + r * d->row_bytes, stored, d->cols);
+        for (uint32_t i = 0; i < d->cols; i++) {
+            volatile float lost = (float)c->want[(size_t)r * d->cols + i] - stored[i];
+            float got;
+            memcpy(&got, at + 4 * (size_t)i, 4);
+            OPS_CHECK(c, dev, got == lost, "row %u, col %u: carries %.9g, want %.9g", r, i, (double)got, (double)lost);
+        }
+        memcpy(at, ops_row(c, s, r), 4 * (size_t)d->cols);
+    }
+    free(stored);
+}
+
 /* Runs the op; returns dst's buffer, to be freed. Sources must come back as they were. */
 static uint8_t *ops_run(dl_device *dev, const struct ops_case *c)
 {
@@ -247,6 +266,8 @@ static uint8_t *ops_run(dl_device *dev, const struct ops_case *c)
             if (i == c->op.dst.buf) {
                 out = now;
             } else {
+                if (dl_op_carries(&c->op) && i == c->op.src[1].buf)
+                    ops_check_carried(c, dev, out, now);
                 OPS_CHECK(c, dev, !memcmp(now, b->bytes, b->desc.bytes), "source buffer %u was changed", i);
                 free(now);
             }

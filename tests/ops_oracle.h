@@ -172,8 +172,12 @@ static void oracle_row(struct ops_case *c, double *const *v, uint32_t r)
                 WANT(r, i) += SRC(1, r, k + s) * SRC(0, r * k + s, i);
         break;
     case DL_OP_CONVERT:
-        for (uint32_t i = 0; i < c->op.dst.cols; i++)
-            WANT(r, i) = SRC(0, r, i);
+        for (uint32_t i = 0; i < c->op.dst.cols; i++) {
+            volatile float sum = (float)SRC(0, r, i);
+            if (dl_op_carries(&c->op) && !c->op.u.convert.first)
+                sum += (float)SRC(1, r, i);
+            WANT(r, i) = (double)sum;
+        }
         break;
     case DL_OP_ADD:
         for (uint32_t i = 0; i < c->op.dst.cols; i++)

@@ -160,6 +160,21 @@ static void test_convert(void **state)
             }
 }
 
+static void test_convert_carrying(void **state)
+{
+    (void)state;
+    static const uint32_t cols[] = {32, 96, 512, 544, 4128};
+    uint32_t variant = 0;
+    struct ops_case c;
+    for (size_t i = 0; i < DL_COUNT_OF(cols); i++)
+        for (int fill = 0; fill < FILL_COUNT; fill++)
+            for (int first = 0; first < 2; first++, variant++) {
+                build_convert_carrying(&c, 1 + variant % 4, cols[i], (enum ops_fill)fill, first, variant);
+                c.varies = fill != FILL_ZERO;
+                check(&c);
+            }
+}
+
 static void test_rms_norm(void **state)
 {
     (void)state;
@@ -459,11 +474,13 @@ static void test_count(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_convert),       cmocka_unit_test(test_rms_norm),     cmocka_unit_test(test_matmul),
-        cmocka_unit_test(test_matmul_view),   cmocka_unit_test(test_matmul_alone), cmocka_unit_test(test_rope),
-        cmocka_unit_test(test_kv_store),      cmocka_unit_test(test_attention),    cmocka_unit_test(test_glu),
-        cmocka_unit_test(test_add_and_merge), cmocka_unit_test(test_gather_rows),  cmocka_unit_test(test_moe),
-        cmocka_unit_test(test_count),
+        cmocka_unit_test(test_convert),       cmocka_unit_test(test_convert_carrying),
+        cmocka_unit_test(test_rms_norm),      cmocka_unit_test(test_matmul),
+        cmocka_unit_test(test_matmul_view),   cmocka_unit_test(test_matmul_alone),
+        cmocka_unit_test(test_rope),          cmocka_unit_test(test_kv_store),
+        cmocka_unit_test(test_attention),     cmocka_unit_test(test_glu),
+        cmocka_unit_test(test_add_and_merge), cmocka_unit_test(test_gather_rows),
+        cmocka_unit_test(test_moe),           cmocka_unit_test(test_count),
     };
     return cmocka_run_group_tests(tests, open_devices, close_devices);
 }

@@ -248,6 +248,15 @@ static struct dl_op *find_op(struct dl_plan *p, enum dl_opcode code)
     return NULL;
 }
 
+static struct dl_op *find_carrying(struct dl_plan *p)
+{
+    uint32_t i = 0;
+    while (i < p->n_ops && !dl_op_carries(&p->ops[i]))
+        i++;
+    assert_true(i < p->n_ops);
+    return &p->ops[i];
+}
+
 static struct dl_step *find_step(struct dl_plan *p, enum dl_step_kind kind, int nth)
 {
     for (uint32_t i = 0; i < p->n_steps; i++)
@@ -358,6 +367,15 @@ static void breaks(int how, struct dl_plan *p)
     case 31:
         find_step(p, DL_STEP_EXCHANGE, 0)->coll = DL_COLL_ALL_TO_ALL;
         break; /* twice the slices */
+    case 32:
+        find_carrying(p)->src[1].cols -= 32;
+        break; /* not what is sent */
+    case 33:
+        find_carrying(p)->src[1] = find_carrying(p)->src[0];
+        break; /* would be lost */
+    case 34:
+        find_carrying(p)->src[1].buf = find_op(p, DL_OP_CONVERT)->src[0].buf;
+        break; /* an INPUT is not written */
     default:
         fail();
     }
@@ -367,7 +385,7 @@ static void broken_plans_are_refused(void **state)
 {
     (void)state;
     struct test_log log = {0};
-    for (int how = 0; how < 32; how++) {
+    for (int how = 0; how < 35; how++) {
         plan_opts.lanes = how < 27 ? 1 : 2;
         struct dl_model_plan *mp = build(false, true, DL_Q40, 0, 2, NULL);
         assert_int_equal(dl_plan_check(&mp->plan), 0);
@@ -400,6 +418,65 @@ static void conflicts(void **state)
     assert_false(dl_op_conflict(&w, &r));
     r.dst = a;
     assert_true(dl_op_conflict(&w, &r)); /* write after write */
+    r.dst.buf = 9;
+    for (int carries = 0; carries < 2; carries++) {
+        w.code = carries ? DL_OP_CONVERT : DL_OP_ADD;
+        w.src[1] = a;
+        w.dst.buf = 2;
+        r.src[0] = a;
+        assert_int_equal(dl_op_conflict(&w, &r), carries); /* what is carried is written */
+        assert_int_equal(dl_op_conflict(&r, &w), carries);
+        r.src[0] = b;
+        assert_false(dl_op_conflict(&w, &r));
+    }
+}
+
+/* A q80 wire: in each lane, all rounded sums of a node carry on from the first, in the columns that they send; others carry nothing. */
+static void losses_are_carried(void **state)
+{
+    (void)state;
+    static const double none[] = {1, 1, 1e-9};
+    for (int k = 0; k < 24; k++) {
+        plan_opts.wire = k % 3 == 0 ? DL_Q80 : k % 3 == 1 ? DL_F16 : DL_F32;
+        plan_opts.collective = k / 3 % 4 == 1 ? DL_SUM_IN_TWO : DL_SUM_ONE_SHOT;
+        plan_opts.halves = k / 3 % 4 == 2;
+        plan_opts.lanes = 2;
+        const uint32_t node = k / 3 % 4 == 3 ? 2 : 1;
+        struct dl_model_plan *mp = build(k / 12, false, DL_Q40, node, 3, none);
+        const struct dl_plan *p = &mp->plan;
+        uint32_t first[16] = {0}, bufs[16], n_bufs = 0, n = 0;
+        for (uint32_t i = 0; i < p->n_ops; i++) {
+            const struct dl_op *op = &p->ops[i];
+            const bool sent = op->code == DL_OP_CONVERT && p->bufs[op->dst.buf].use == DL_BUF_WIRE;
+            assert_int_equal(sent && k % 3 == 0, dl_op_carries(op));
+            if (!dl_op_carries(op))
+                continue;
+            uint32_t b = 0;
+            while (b < n_bufs && bufs[b] != op->src[1].buf)
+                b++;
+            bufs[b] = op->src[1].buf;
+            n_bufs = DL_MAX(n_bufs, b + 1);
+            const char *layer0 = "blk.0."; /* the layer's first sum is the first of all */
+            const bool begins = !strncmp(op->name, layer0, strlen(layer0)) && strstr(op->name, "attn_");
+            assert_int_equal(op->u.convert.first, begins);
+            first[b] += op->u.convert.first ? op->src[1].cols : 0;
+            assert_int_equal(op->src[1].offset / sizeof(float) % DL_BLOCK, 0);
+            if (strstr(op->name, "attn_wire") || strstr(op->name, "ffn_wire"))
+                assert_int_equal(op->src[1].offset, op->src[0].offset); /* the same columns */
+            n++;
+        }
+        assert_int_equal(n_bufs, k % 3 || node == 2 ? 0 : plan_opts.collective == DL_SUM_IN_TWO ? 4 : 2);
+        for (uint32_t b = 0; b < n_bufs; b++)
+            assert_int_equal(first[b], p->bufs[bufs[b]].cols);
+        const uint32_t pieces = plan_opts.collective == DL_SUM_IN_TWO ? 4 : 1;
+        if (n_bufs && !plan_opts.halves)
+            assert_int_equal(n, 2 * 3 * 2 * pieces); /* lanes, layers, sums */
+        dl_plan_destroy(&mp);
+    }
+    plan_opts.wire = DL_Q80;
+    plan_opts.lanes = 0;
+    plan_opts.collective = DL_SUM_ONE_SHOT;
+    plan_opts.halves = false;
 }
 
 static uint64_t weight_bytes(const struct dl_plan *p, enum dl_count count)
@@ -452,7 +529,8 @@ int main(void)
         cmocka_unit_test(slices_cover_once), cmocka_unit_test(shares_are_kept),
         cmocka_unit_test(every_plan_passes), cmocka_unit_test(halves_are_a_row),
         cmocka_unit_test(chunks_are_a_row),  cmocka_unit_test(broken_plans_are_refused),
-        cmocka_unit_test(conflicts),         cmocka_unit_test(bytes_read),
+        cmocka_unit_test(conflicts),         cmocka_unit_test(losses_are_carried),
+        cmocka_unit_test(bytes_read),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

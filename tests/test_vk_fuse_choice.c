@@ -86,6 +86,14 @@ static void build_convert(struct prog *p)
     op(p, DL_OP_CONVERT, view(p, DL_BUF_WIRE, DL_Q80, ROWS, 96), part);
 }
 
+static void build_carry(struct prog *p)
+{
+    struct dl_view part = view(p, DL_BUF_ACT, DL_F32, ROWS, 96), carry = view(p, DL_BUF_ACT, DL_F32, ROWS, 96);
+    matmul(p, part, acts(p, DL_Q40, 128), DL_Q40, false);
+    op(p, DL_OP_CONVERT, view(p, DL_BUF_WIRE, DL_Q80, ROWS, 96), part)->src[1] = carry;
+    p->carried = carry.buf + 1;
+}
+
 static void build_add(struct prog *p)
 {
     struct dl_view part = view(p, DL_BUF_ACT, DL_F32, ROWS, 72), x = view(p, DL_BUF_ACT, DL_F32, ROWS, 72);
@@ -196,6 +204,8 @@ static void test_wrong_is_dropped(void **state)
          "out_sums[at.z] =", /* seen by no one but matrices */
          "#ifdef EPI\nscale *= 1.01;\n#endif\nout_sums[at.z] = scale * float(q80_sum());\n"},
         {build_convert, 2, "fuse_convert_matvec_f16_to_q80", "mm_emit.glsl", emit, emit_wrong},
+        {build_carry, 2, "fuse_carry_matvec_q40_to_q80", "mm_emit.glsl", emit, emit_wrong},
+        {build_carry, 2, "fuse_carry_matvec_q40_to_q80", "mm_emit.glsl", "v -= out_stored;", "v = vec4(0);\n"},
         {build_add, 2, "fuse_add_matvec_q80_to_f32", "mm_emit.glsl", emit, emit_wrong},
         {build_beside, 2, "fuse_beside_matvec_q40_2_bias", "mm_matvec.glsl", "mm_rows = p.rows1;",
          "mm_rows = p.rows1 - 1u;\n"},
@@ -227,7 +237,8 @@ static void test_wrong_is_dropped(void **state)
     remove_dir(folder);
 }
 
-static build_fn *const builds[] = {build_glu, build_beside, build_convert, build_add, build_experts, build_attention};
+static build_fn *const builds[] = {build_glu, build_beside,  build_convert,  build_carry,
+                                   build_add, build_experts, build_attention};
 
 static void test_kept(void **state)
 {
@@ -251,7 +262,7 @@ static void test_kept(void **state)
     assert_true(stats[0].checked >= 2 * DL_COUNT_OF(builds)); /* the first op's kernel, and the one for all */
     assert_true(stats[0].timed >= 2 && compiled[0] > 0);
     assert_int_equal(stats[1].checked + stats[1].timed + compiled[1], 0);
-    for (size_t i = 1; i < 5; i++) /* too small to be timed: one kernel, if it is right */
+    for (size_t i = 1; i < 6; i++) /* too small to be timed: one kernel, if it is right */
         assert_int_equal(dispatches[0][i], 1);
     assert_memory_equal(dispatches[0], dispatches[1], sizeof dispatches[0]);
 }

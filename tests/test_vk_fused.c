@@ -216,6 +216,21 @@ static void to_the_wire(enum dl_type type, uint32_t in, uint32_t out, enum dl_bu
     check(&p, "matrix and wire");
 }
 
+/* What rounding loses is carried, from the first time or from before. */
+static void to_the_wire_carrying(enum dl_type type, uint32_t in, uint32_t out, enum dl_buf_use use, bool first)
+{
+    struct prog p = {.rng = in + 3, .bound = 1e-10, .dispatches = 1};
+    struct dl_view part = view(&p, DL_BUF_ACT, DL_F32, ROWS, out), carry = view(&p, DL_BUF_ACT, DL_F32, ROWS, out + 32);
+    p.carried = carry.buf + 1;
+    carry.offset = 16 * sizeof(float);
+    carry.cols = out;
+    matmul(&p, part, acts(&p, type, in), type, !first);
+    struct dl_op *o = op(&p, DL_OP_CONVERT, view(&p, use, DL_Q80, ROWS, out), part);
+    o->src[1] = carry;
+    o->u.convert.first = first;
+    check(&p, "matrix and wire, carrying");
+}
+
 /* In place or not, the result as first or second operand. */
 static void residual(enum dl_type type, uint32_t in, uint32_t out, unsigned kind)
 {
@@ -241,6 +256,8 @@ static void matrices(uint32_t n_types)
         to_the_wire(type, 96, 288, DL_BUF_WIRE, DL_Q80, false);
         to_the_wire(type, 352, 64, DL_BUF_WIRE, t % 2 ? DL_F16 : DL_F32, true);
         to_the_wire(type, 32, 96, DL_BUF_ACT, DL_Q80, false);
+        to_the_wire_carrying(type, 96, 288, DL_BUF_WIRE, t % 2);
+        to_the_wire_carrying(type, 352, 64, t % 2 ? DL_BUF_WIRE : DL_BUF_ACT, t % 2 == 0);
         residual(type, 160, t % 2 ? 36 : 320, t);
     }
 }
@@ -295,7 +312,7 @@ static void test_matrices_apart(void **state)
 {
     (void)state;
     NEED_GPU();
-    for (int kind = 0; kind < 4; kind++) {
+    for (int kind = 0; kind < 5; kind++) {
         struct prog p = {.rng = 8, .bound = 1e-10};
         struct dl_view x = view(&p, DL_BUF_ACT, DL_F32, ROWS, 64), a = view(&p, DL_BUF_ACT, DL_F32, ROWS, 64),
                        b = view(&p, DL_BUF_ACT, DL_F32, ROWS, 64);
@@ -307,6 +324,9 @@ static void test_matrices_apart(void **state)
         } else if (kind == 2) { /* the second matrix reads what the first made */
             matmul(&p, b, a, DL_F32, false);
             op(&p, DL_OP_GLU, view(&p, DL_BUF_ACT, DL_F32, ROWS, 64), a)->src[1] = b;
+        } else if (kind == 3) { /* carries into what the matrix reads */
+            op(&p, DL_OP_CONVERT, view(&p, DL_BUF_ACT, DL_Q80, ROWS, 64), a)->src[1] = x;
+            p.carried = x.buf + 1;
         } else { /* glu in place */
             matmul(&p, b, x, DL_F32, false);
             op(&p, DL_OP_GLU, a, a)->src[1] = b;

@@ -224,6 +224,12 @@ static void values(struct stage *s, struct seen *seen)
             op.dst = view(s, use, to[i], ROWS, 96);
             op.src[0] = view(s, DL_BUF_ACT, DL_F32, ROWS, 96);
             lower(s, seen, &op, 1, 1);
+            if (to[i] == DL_Q80) {
+                op.dst = view(s, use, DL_Q80, ROWS, 96);
+                op.src[0] = view(s, DL_BUF_ACT, DL_F32, ROWS, 96);
+                op.src[1] = view(s, DL_BUF_ACT, DL_F32, ROWS, 96);
+                lower(s, seen, &op, 1, 1);
+            }
             if (to[i] == DL_BF16 || to[i] == DL_Q80)
                 continue;
             op.dst = view(s, use, to[i], ROWS, 96);
@@ -360,7 +366,7 @@ static void fused(struct stage *s, struct seen *seen)
     static const enum dl_type to[] = {DL_F32, DL_F16, DL_Q80};
     enum { IN = 96, OUT = 64 };
     for (int type = 0; type < DL_TYPE_COUNT; type++)
-        for (uint32_t kind = 0; kind < 8; kind++) {
+        for (uint32_t kind = 0; kind < 9; kind++) {
             enum dl_type w = (enum dl_type)type, x = w == DL_Q40 || w == DL_Q80 ? DL_Q80 : DL_F32;
             bool moe = kind == 1;
             struct dl_op ops[3] = {op_of(moe ? DL_OP_MOE_MATMUL : DL_OP_MATMUL)};
@@ -400,6 +406,11 @@ static void fused(struct stage *s, struct seen *seen)
                 ops[1] = op_of(DL_OP_CONVERT);
                 ops[1].dst = view(s, type % 2 ? DL_BUF_WIRE : DL_BUF_ACT, to[kind - 4], ROWS, OUT);
                 ops[1].src[0] = dst[0];
+            } else if (kind == 7) { /* for the wire, carrying */
+                ops[1] = op_of(DL_OP_CONVERT);
+                ops[1].dst = view(s, type % 2 ? DL_BUF_WIRE : DL_BUF_ACT, DL_Q80, ROWS, OUT);
+                ops[1].src[0] = dst[0];
+                ops[1].src[1] = dst[1];
             } else { /* the residual */
                 ops[1] = op_of(DL_OP_ADD);
                 ops[1].dst = ops[1].src[0] = dst[1];

@@ -51,12 +51,22 @@ static bool op_touches(const struct dl_op *op, uint32_t src, const struct dl_vie
     return views_overlap(&op->src[src], v);
 }
 
+/* Does `op` touch what `writer` writes? */
+static bool op_meets(const struct dl_op *writer, const struct dl_op *op)
+{
+    const struct dl_view *writes[] = {&writer->dst, &writer->src[1]};
+    const uint32_t n = dl_op_carries(writer) ? 2 : 1;
+    for (uint32_t w = 0; w < n; w++) {
+        if (views_overlap(writes[w], &op->dst))
+            return true;
+        for (uint32_t i = 0; i < 3; i++)
+            if (op_touches(op, i, writes[w]))
+                return true;
+    }
+    return false;
+}
+
 bool dl_op_conflict(const struct dl_op *earlier, const struct dl_op *later)
 {
-    if (views_overlap(&earlier->dst, &later->dst))
-        return true;
-    for (uint32_t i = 0; i < 3; i++)
-        if (op_touches(later, i, &earlier->dst) || op_touches(earlier, i, &later->dst))
-            return true;
-    return false;
+    return op_meets(earlier, later) || op_meets(later, earlier);
 }

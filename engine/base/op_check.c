@@ -137,6 +137,24 @@ static void elementwise(struct check *c, unsigned dst_types, unsigned src_types,
     }
 }
 
+static void convert(struct check *c)
+{
+    const struct dl_op *op = c->op;
+    const struct dl_view *s = op->src, *d = &op->dst;
+    need(c, s[0].type == DL_F32 || d->type == DL_F32 || d->type == s[0].type, "no kernel between these types");
+    elementwise(c, FLOATS | TYPE(DL_Q80), TYPE(DL_F32) | TYPE(DL_F16), 1, 0);
+    if (s[1].buf == DL_NO_BUF)
+        return;
+    need(c, s[0].type == DL_F32 && d->type == DL_Q80, "only what F32 loses as Q80 is carried");
+    view(c, &s[1], TYPE(DL_F32), USE(DL_BUF_ACT), c->rows, d->cols, "src1 must have dst's shape");
+    no_alias(c, 1, false);
+    struct dl_op carry = {.code = DL_OP_ADD, .dst = s[1]}, reader = {.code = DL_OP_ADD, .dst = *d, .src = {s[0]}};
+    for (int i = 0; i < 3; i++)
+        carry.src[i].buf = DL_NO_BUF;
+    reader.src[1].buf = reader.src[2].buf = DL_NO_BUF;
+    need(c, c->err || !dl_op_conflict(&carry, &reader), "src1 overlaps src0");
+}
+
 static void route(struct check *c)
 {
     const struct dl_op *op = c->op;
@@ -190,8 +208,7 @@ int dl_op_check(const struct dl_op *op, const struct dl_buf_desc *bufs, uint32_t
     const struct dl_view *d = &op->dst, *s = op->src;
     switch (op->code) {
     case DL_OP_CONVERT:
-        need(&c, s[0].type == DL_F32 || d->type == DL_F32 || d->type == s[0].type, "no kernel between these types");
-        elementwise(&c, FLOATS | TYPE(DL_Q80), TYPE(DL_F32) | TYPE(DL_F16), 1, 0);
+        convert(&c);
         break;
     case DL_OP_RMS_NORM:
         need(&c, op->u.norm.group && d->cols % op->u.norm.group == 0 && op->u.norm.eps >= 0,

@@ -38,6 +38,7 @@ struct eng_builder {
         uint64_t host; /* what the lane's next segment waits for */
         bool due;      /* that segment first takes in the sum `which` */
         unsigned which;
+        bool carries, carries_sum; /* rounding has lost something already that the next sum makes up for */
     } lanes[DL_PLAN_LANES];
 
     /* Activation buffers. h, att, hb exist as F32 and as Q80; the one that the weights want is used. */
@@ -47,6 +48,8 @@ struct eng_builder {
      * zeros to add that to. */
     uint32_t gather[DL_PLAN_LANES][ENG_SUM_COUNT], second[DL_PLAN_LANES][ENG_SUM_COUNT],
         scatter[DL_PLAN_LANES][ENG_SUM_COUNT], chunk, sum, zeros;
+    /* What the wire's rounding has lost of this node's parts, and of the columns that it adds up; DL_NO_BUF: nothing is lost. */
+    uint32_t carry[DL_PLAN_LANES], carry_sum[DL_PLAN_LANES];
 };
 
 /* plan_exchange.c. Whether the sums of such a model can go in two stages over n nodes; the buffers, after all others that are activations; at

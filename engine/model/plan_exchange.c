@@ -8,6 +8,10 @@
  *
  * At once, but in halves: the first columns of the sum travel while the others are computed. They are whole blocks, so the bits are the
  * same. Experts' outputs are there all at the same time: their sums go whole.
+ *
+ * A q80 wire rounds. All sums of a batch end in the same residual stream, so what one has lost of a node's part is added to its next part
+ * before that is rounded in turn: in the end only the last sum's loss remains, instead of all of them. Whoever adds up a chunk does the
+ * same with what rounding the sum loses. A batch begins with nothing carried: its results do not depend on the one before.
  */
 #include "plan_build.h"
 
@@ -34,7 +38,12 @@ void eng_plan_wire(struct eng_builder *b)
         b->sum = add_buf(b, "sum", DL_BUF_ACT, DL_F32, rows, mine);
         b->zeros = add_buf(b, "zeros", DL_BUF_INPUT, DL_F32, rows, mine); /* as it was created */
     }
-    for (uint32_t l = 0; l < p->n_lanes; l++)
+    for (uint32_t l = 0; l < p->n_lanes; l++) {
+        const bool rounds = b->wire == DL_Q80; /* f16 does, too, but loses next to nothing */
+        b->carry[l] = rounds ? add_buf(b, "carry", DL_BUF_ACT, DL_F32, rows, b->h->dim) : DL_NO_BUF;
+        b->carry_sum[l] = rounds && b->in_two
+                              ? add_buf(b, "carry_sum", DL_BUF_ACT, DL_F32, rows, b->plan->bufs[b->sum].cols)
+                              : DL_NO_BUF;
         for (unsigned which = 0; which < ENG_SUM_COUNT; which++) {
             const char *name = which ? "wire_ffn" : "wire_attn";
             const uint32_t half = eng_plan_half(b, which);
@@ -49,6 +58,18 @@ void eng_plan_wire(struct eng_builder *b)
                 b->scatter[l][which] = add_buf(b, which ? "wire_ffn_parts" : "wire_attn_parts", DL_BUF_WIRE, b->wire,
                                                2 * rows * n, b->chunk);
         }
+    }
+}
+
+/* Columns [col0, col0 + src.cols) of a sum in the wire's type. `carry`: what is carried of the whole row, or DL_NO_BUF. */
+static void to_wire(struct eng_builder *b, const char *what, struct dl_view dst, struct dl_view src, uint32_t carry,
+                    uint32_t col0, bool first)
+{
+    struct dl_op *op = add_op(b, DL_OP_CONVERT, what, dst, src);
+    if (carry == DL_NO_BUF)
+        return;
+    op->src[1] = columns(whole(b, carry), col0, src.cols);
+    op->u.convert.first = first;
 }
 
 /* Slice i of a wire buffer of the lane. */
@@ -132,8 +153,8 @@ static void exchange_half(struct eng_builder *b, unsigned which)
 
 void eng_plan_give_half(struct eng_builder *b, unsigned which)
 {
-    add_op(b, DL_OP_CONVERT, which ? "ffn_wire" : "attn_wire", slice_of(b, b->gather[b->lane][which], b->plan->slice),
-           columns(whole(b, b->part), 0, b->half));
+    to_wire(b, which ? "ffn_wire" : "attn_wire", slice_of(b, b->gather[b->lane][which], b->plan->slice),
+            columns(whole(b, b->part), 0, b->half), b->carry[b->lane], 0, !b->lanes[b->lane].carries);
     end_run(b);
     exchange_half(b, which);
 }
@@ -152,10 +173,13 @@ void eng_plan_give(struct eng_builder *b, unsigned which, bool any)
     if (half)
         part = columns(part, half, b->h->dim - half);
     const char *name = which ? "ffn_wire" : "attn_wire";
+    const uint32_t carry = b->carry[b->lane];
+    const bool first = !b->lanes[b->lane].carries;
     if (any && !b->in_two)
-        add_op(b, DL_OP_CONVERT, name, slice_of(b, to, b->plan->slice), part);
+        to_wire(b, name, slice_of(b, to, b->plan->slice), part, carry, half, first);
     for (uint32_t j = 0; any && b->in_two && j < n; j++)
-        add_op(b, DL_OP_CONVERT, name, chunk_of(b, to, n + j, j), cols_of(b, part, j));
+        to_wire(b, name, chunk_of(b, to, n + j, j), cols_of(b, part, j), carry, chunk_at(b, j), first);
+    b->lanes[b->lane].carries = b->lanes[b->lane].carries || any;
     end_run(b);
     if (half && !any)
         exchange_half(b, which);
@@ -172,7 +196,9 @@ void eng_plan_reduce(struct eng_builder *b, unsigned which)
         const struct dl_view sum = whole(b, b->sum);
         merge(b, which ? "ffn_reduce" : "attn_reduce", sum, whole(b, b->zeros), chunk_of(b, from, 0, me),
               b->plan->n_slices);
-        add_op(b, DL_OP_CONVERT, which ? "ffn_sum_wire" : "attn_sum_wire", chunk_of(b, to, me, me), sum);
+        to_wire(b, which ? "ffn_sum_wire" : "attn_sum_wire", chunk_of(b, to, me, me), sum, b->carry_sum[b->lane], 0,
+                !b->lanes[b->lane].carries_sum);
+        b->lanes[b->lane].carries_sum = true;
         end_run(b);
         exchange(b, DL_COLL_ALL_GATHER, to);
     }

@@ -32,7 +32,7 @@
 #include "digest.h"
 #include "dl/session.h"
 
-#define ENG_PROTOCOL 3u
+#define ENG_PROTOCOL 4u
 #define ENG_CHUNK_BYTES ((size_t)256 << 10) /* DATA as we send it; up to ENG_CHUNK_MOST is accepted */
 #define ENG_CHUNK_MOST ((size_t)1 << 20)
 #define ENG_WINDOW_BYTES ((uint64_t)1 << 20)

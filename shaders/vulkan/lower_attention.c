@@ -243,7 +243,7 @@ static int start(struct call *c, const char *shader, bool from_parts, bool to_pa
  * the same head. */
 static bool converts(const struct vk_lower *l, const struct dl_op *ops, uint32_t n, const struct geometry *g)
 {
-    if (n < 2 || ops[1].code != DL_OP_CONVERT || g->tile.tall)
+    if (n < 2 || ops[1].code != DL_OP_CONVERT || dl_op_carries(&ops[1]) || g->tile.tall)
         return false;
     const struct dl_view *from = &ops[1].src[0], *to = &ops[1].dst, *dst = &ops[0].dst;
     bool same = from->buf == dst->buf && from->offset == dst->offset && from->row_bytes == dst->row_bytes &&

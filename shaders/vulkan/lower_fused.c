@@ -75,8 +75,11 @@ static bool follower(const struct dl_op *ops, uint32_t n, struct vk_mm_fused *f)
         return false;
     *f = (struct vk_mm_fused){.part = {op}, .n_parts = 1, .n_ops = 2, .after = next};
     if (next->code == DL_OP_CONVERT) {
-        f->kind = VK_MM_CONVERT;
-        return same_view(&next->src[0], &op->dst);
+        const bool carries = dl_op_carries(next);
+        f->kind = carries ? VK_MM_CARRY : VK_MM_CONVERT;
+        f->base = carries ? &next->src[1] : NULL;
+        return same_view(&next->src[0], &op->dst) &&
+               !(carries && (f->base->buf == op->dst.buf || f->base->buf == next->dst.buf || reads(op, f->base->buf)));
     }
     if (next->code != DL_OP_ADD)
         return false;

@@ -191,9 +191,11 @@ static int bind_after(const struct call *c, struct vk_dispatch *d)
         return 0;
     int err = 0;
     struct dl_view out = tokens_of(c, &c->f.after->dst, c->moe ? c->op->u.moe.k : 1);
-    if (c->f.kind == VK_MM_ADD) {
+    if (c->f.base) {
         struct dl_view base = tokens_of(c, c->f.base, 1);
         err = vk_bind_in(c->l, d, &base, base.rows);
+        if (c->f.kind == VK_MM_CARRY)
+            vk_push(d, !c->f.after->u.convert.first);
     }
     return err ? err : vk_bind_out(c->l, d, &out, out.rows);
 }
@@ -337,7 +339,7 @@ static bool whole(const struct call *c, const struct dl_view *w)
 /* Says all that makes another kernel of it: "fuse_glu_matvec_q40_to_q80". */
 static void fused_word(const struct call *c, const char *word, char *out, size_t size)
 {
-    static const char *const kinds[] = {"beside", "convert", "glu", "add"};
+    static const char *const kinds[] = {"beside", "convert", "glu", "add", "carry"};
     static const char *const forms[] = {"f32", "f16", "bf16", "", "q80", "planes"};
     const bool bias = !c->moe && c->op->src[2].buf != DL_NO_BUF;
     char to[32];

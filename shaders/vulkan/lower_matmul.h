@@ -23,7 +23,7 @@ struct vk_mm_variant {
 #define VK_MM_VARIANTS 8u
 
 /* What a mat-vec takes along, as mm_epilogue.glsl numbers it. */
-enum vk_mm_after { VK_MM_NONE, VK_MM_CONVERT, VK_MM_GLU, VK_MM_ADD };
+enum vk_mm_after { VK_MM_NONE, VK_MM_CONVERT, VK_MM_GLU, VK_MM_ADD, VK_MM_CARRY };
 
 #define VK_MM_PARTS 3u
 
@@ -33,7 +33,7 @@ struct vk_mm_fused {
     uint32_t n_parts, n_ops;               /* n_ops: all that is taken */
     enum vk_mm_after kind;
     const struct dl_op *after;           /* NULL: several matrices and nothing behind them */
-    const struct dl_view *base;          /* ADD: what the result is added to */
+    const struct dl_view *base;          /* ADD: what the result is added to. CARRY: what is carried */
     uint32_t rows, own, threads, passes; /* ROWS, of which `own` of each matrix, WG, PASSES */
 };
 

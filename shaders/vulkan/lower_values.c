@@ -81,9 +81,15 @@ int vk_lower_convert(struct vk_lower *l, const struct dl_op *ops, uint32_t n)
     struct vk_dispatch *d = vk_dispatch_op(l, "convert.comp", op);
     if (!d)
         return DL_ENOMEM;
+    const bool carries = dl_op_carries(op);
     vk_define(d, "SRC", vk_form_of(l, &op->src[0]));
     vk_define(d, "OUT", vk_form_of(l, &op->dst));
+    vk_define(d, "CARRY", carries);
     int err = vk_bind_in(l, d, &op->src[0], rows);
+    if (!err && carries) {
+        err = vk_bind_in(l, d, &op->src[1], rows);
+        vk_push(d, !op->u.convert.first);
+    }
     if (!err)
         err = vk_bind_out(l, d, &op->dst, rows);
     groups_by_values(l, d, op);

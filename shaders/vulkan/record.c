@@ -135,7 +135,9 @@ static bool share_a_buffer(const struct dl_op *a, const struct dl_op *b)
 {
     bool shared = a->dst.buf == b->dst.buf;
     for (int i = 0; i < 3; i++)
-        shared = shared || a->dst.buf == b->src[i].buf || b->dst.buf == a->src[i].buf;
+        shared = shared || a->dst.buf == b->src[i].buf || b->dst.buf == a->src[i].buf ||
+                 (dl_op_carries(a) && a->src[1].buf == b->src[i].buf) ||
+                 (dl_op_carries(b) && b->src[1].buf == a->src[i].buf);
     return shared;
 }
 

@@ -225,13 +225,13 @@ static int matrix_results(struct maker *m, const struct sizes *z, uint32_t rows)
     return err;
 }
 
-/* What follows, and what it adds to. `cols` of `rows` rows. */
+/* What follows, and what it adds to or carries. `cols` of `rows` rows. */
 static int after_results(struct maker *m, uint32_t rows, uint32_t cols)
 {
     struct vk_trial *t = m->t;
     struct dl_view view = {0};
     int err = 0;
-    if (m->f.kind == VK_MM_ADD) {
+    if (m->f.base) {
         const struct dl_view like = {.cols = cols, .type = m->f.base->type};
         const bool in_place = m->f.base->buf == m->after->dst.buf;
         err = make_like(m, IN_BASE, &like, in_place ? TRIAL_AFTER : TRIAL_BASE, DL_BUF_ACT, rows);
@@ -239,6 +239,8 @@ static int after_results(struct maker *m, uint32_t rows, uint32_t cols)
         if (err || in_place)
             goto out;
     }
+    if (m->f.kind == VK_MM_CARRY) /* a code that falls on a border takes a whole step along */
+        t->results[t->n_results++] = (struct trial_result){.view = view, .bound = 0.1};
     err = buf_create(m, TRIAL_AFTER, use_of(m, &m->after->dst), m->after->dst.type, rows, cols, &view);
 out: /* a value that falls on a border when it is rounded may go either way */
     t->results[t->n_results++] = (struct trial_result){.view = view, .bound = view.type == DL_F32 ? 1e-8 : 1e-5};
@@ -258,6 +260,10 @@ static struct dl_op after_op(const struct maker *m)
         op.src[0] = r[0].view;
         if (op.code == DL_OP_GLU)
             op.src[1] = r[1].view;
+        if (m->f.kind == VK_MM_CARRY) {
+            op.src[1] = m->src[IN_BASE].view;
+            op.u.convert.first = false; /* the same kernel as the first one's, and more of it */
+        }
     }
     return op;
 }
@@ -363,8 +369,24 @@ static void want_after(const struct maker *m, uint32_t i, double *want)
         want[o] = r[0].want[at];
         if (m->after->code == DL_OP_GLU)
             want[o] = want_act(m->after->u.glu.act, want[o]) * r[1].want[at];
-        else if (m->after->code == DL_OP_ADD)
+        else if (m->f.base)
             want[o] += (double)row_of(&m->src[IN_BASE], m->t->row[i])[o];
+    }
+}
+
+/* What a row of that loses as Q80. */
+static void want_lost(const struct maker *m, uint32_t i, double *want)
+{
+    want_after(m, i, want);
+    for (uint32_t o = 0; o < m->t->results[0].view.cols; o += DL_BLOCK) {
+        struct dl_q80 block;
+        float v[DL_BLOCK];
+        for (uint32_t j = 0; j < DL_BLOCK; j++)
+            v[j] = (float)want[o + j];
+        dl_row_from_f32(DL_Q80, v, &block, DL_BLOCK);
+        dl_row_to_f32(DL_Q80, &block, v, DL_BLOCK);
+        for (uint32_t j = 0; j < DL_BLOCK; j++)
+            want[o + j] -= (double)v[j];
     }
 }
 
@@ -518,6 +540,8 @@ static int choose_rows(struct maker *m)
             double *want = r->want + (size_t)i * r->view.cols;
             if (m->after && p == t->n_results - 1)
                 want_after(m, i, want);
+            else if (m->f.kind == VK_MM_CARRY && p)
+                want_lost(m, i, want);
             else if (t->ops[0].code == DL_OP_ATTENTION)
                 err = want_attention(m, t->row[i], want);
             else

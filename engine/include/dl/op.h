@@ -60,6 +60,9 @@ enum dl_act_fn { DL_ACT_SILU, DL_ACT_GELU /* tanh form */ };
  *
  * CONVERT       dst[t][i] = src0[t][i] in another type (dl_row_from_f32 is the definition).
  *               src0: F32|F16 (n, cols); dst: F32|F16|BF16|Q80 (n, cols). Bound: exact, Q80 codes within 1 at ties.
+ *               With src1, F32 (n, cols), what rounding loses is carried to the next CONVERT with that src1: v = src0 + src1, or
+ *               v = src0 where u.convert.first, which does not read src1; dst = v rounded; src1 = v - dst. It is the only
+ *               source that an op writes, and overlaps neither src0, which is F32, nor dst, which is Q80. Bound: exact.
  *
  * RMS_NORM      dst[t][g*G+i] = src0[t][g*G+i] * w[i] / sqrt(mean_j(src0[t][g*G+j]^2) + eps), G = u.norm.group, w = src1.
  *               src0: F32 (n, cols); src1: F32 (1, G); dst: F32|Q80 (n, cols). cols % G == 0. dst may be src0 (F32).
@@ -133,6 +136,9 @@ struct dl_op {
     uint32_t mult; /* rows of dst = count * mult; 1 but for MoE ops */
     struct dl_view dst, src[3];
     union {
+        struct {
+            bool first; /* nothing is carried yet */
+        } convert;
         struct {
             float eps;
             uint32_t group;
@@ -224,9 +230,15 @@ int dl_plan_check(const struct dl_plan *plan);
 int dl_op_check(const struct dl_op *op, const struct dl_buf_desc *bufs, uint32_t n_bufs, uint32_t max_tokens,
                 uint32_t max_out);
 
-/* May `later` start before `earlier` is finished? True where they touch the same bytes and at least one writes them.
+/* Must `later` wait until `earlier` is finished? True where they touch the same bytes and at least one writes them.
  * KV buffers count as touched whole, by KV_STORE and ATTENTION. */
 bool dl_op_conflict(const struct dl_op *earlier, const struct dl_op *later);
+
+/* Does a CONVERT carry what it loses? */
+static inline bool dl_op_carries(const struct dl_op *op)
+{
+    return op->code == DL_OP_CONVERT && op->src[1].buf != DL_NO_BUF;
+}
 
 /* ----------------------------------------------------------------------------------------------- the batch */
 
