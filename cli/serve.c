@@ -69,7 +69,7 @@ static void make_fingerprint(const struct cli_engine *e, char out[32])
 
 static int describe(const struct cli_opts *o, const struct cli_engine *e, struct cli_served *out)
 {
-    *out = (struct cli_served){.tok = e->tok, .created = (int64_t)time(NULL), .ctx = e->info.ctx};
+    *out = (struct cli_served){.tok = e->tok, .created = (int64_t)time(NULL), .ctx = e->info.ctx, .cluster = e->workers.n > 0};
     copy_name(out->name, sizeof out->name, dl_model_name(e->model));
     make_fingerprint(e, out->fingerprint);
     out->defaults = (struct cli_req_defaults){

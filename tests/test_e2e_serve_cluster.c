@@ -6,6 +6,8 @@
 #include "e2e_procs.h"
 #include "http.h"
 
+#include <math.h>
+
 #define ASK "{\"prompt\":\"Once\",\"max_tokens\":300,\"temperature\":0}"
 
 /* Of /health. */
@@ -68,8 +70,90 @@ static void a_client_sees_a_pause(void **state)
     workers_end(&c);
 }
 
+/* ------------------------------------------------------------------------------------------------- sampling */
+
+#define TEXT "/v1/completions"
+#define DRAW "{\"prompt\":\"Once\",\"max_tokens\":60,\"seed\":7,"
+
+static const char *const draws[] = {
+    DRAW "\"temperature\":1}",
+    DRAW "\"temperature\":0.8,\"top_p\":0.9}",
+    DRAW "\"temperature\":1.3,\"top_k\":40}",
+    DRAW "\"temperature\":1.5,\"min_p\":0.02,\"n\":3}",
+    DRAW "\"temperature\":1,\"logprobs\":5}",
+    DRAW "\"temperature\":0,\"logprobs\":3}",
+    DRAW "\"temperature\":0.7,\"logprobs\":2}",
+    DRAW "\"temperature\":1,\"logit_bias\":{\"300\":4,\"9\":-100}}",
+    DRAW "\"temperature\":1,\"presence_penalty\":0.5,\"frequency_penalty\":0.2}",
+    DRAW "\"temperature\":0,\"repeat_penalty\":1.3}",
+    DRAW "\"temperature\":1,\"response_format\":{\"type\":\"json_object\"}}",
+    DRAW "\"temperature\":0,\"response_format\":{\"type\":\"json_object\"}}",
+};
+
+static json_t *answer(int port, const char *body)
+{
+    struct http h;
+    http_post(&h, port, TEXT, body);
+    HTTP_STATUS(&h, 200);
+    json_t *v = http_json(&h);
+    http_free(&h);
+    return v;
+}
+
+/* Numbers of two documents of one form, which may differ by rounding. */
+static void alike(json_t *a, const json_t *b)
+{
+    const char *key;
+    json_t *v;
+    assert_int_equal(json_typeof(a), json_typeof(b));
+    assert_int_equal(json_object_size(a), json_object_size(b));
+    assert_int_equal(json_array_size(a), json_array_size(b));
+    if (json_is_real(a) && fabs(json_real_value(a) - json_real_value(b)) > 1e-3)
+        fail_msg("%g, not %g", json_real_value(a), json_real_value(b));
+    if (json_is_string(a))
+        assert_string_equal(json_string_value(a), json_string_value(b));
+    json_object_foreach(a, key, v) alike(v, json_object_get(b, key));
+    for (size_t i = 0; i < json_array_size(a); i++)
+        alike(json_array_get(a, i), json_array_get(b, i));
+}
+
+/* The same text for the same seed, whether nodes send candidates, all logits (which a bias asks for, of nothing at all, too), or there is
+ * only one of them. */
+static void the_same_draws_as_alone(void **state)
+{
+    (void)state;
+    NEED_BIN();
+    NEED_DATA(model, "models/stories260K.gguf");
+    json_t *alone[DL_COUNT_OF(draws)];
+    struct workers c;
+    struct served s;
+    char full[512];
+    SERVE(&s, model, "--device", "cpu", "--threads", "1", "--ctx", "512");
+    for (size_t i = 0; i < DL_COUNT_OF(draws); i++)
+        alone[i] = answer(s.port, draws[i]);
+    served_stop(&s, 20000);
+    workers_start(&c, 2);
+    SERVE(&s, model, "--device", "cpu", "--threads", "1", "--ctx", "512", "--wire", "f32", "--workers", c.list);
+    for (size_t i = 0; i < DL_COUNT_OF(draws); i++) {
+        json_t *v = answer(s.port, draws[i]);
+        alike(json_object_get(alone[i], "choices"), json_object_get(v, "choices"));
+        alike(json_object_get(alone[i], "usage"), json_object_get(v, "usage"));
+        if (!strstr(draws[i], "logit_bias")) {
+            snprintf(full, sizeof full, "{\"logit_bias\":{\"5\":0},%s", draws[i] + 1);
+            json_t *w = answer(s.port, full);
+            alike(json_object_get(v, "choices"), json_object_get(w, "choices"));
+            json_decref(w);
+        }
+        json_decref(alone[i]);
+        json_decref(v);
+    }
+    assert_true(metric(s.port, "dllama_fetched_rows_total") > 0); /* a draw that did not fit the form */
+    served_stop(&s, 20000);
+    workers_end(&c);
+}
+
 int main(void)
 {
-    const struct CMUnitTest tests[] = {SERVE_TEST(a_client_sees_a_pause)};
+    const struct CMUnitTest tests[] = {SERVE_TEST(a_client_sees_a_pause), SERVE_TEST(the_same_draws_as_alone)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -87,6 +87,8 @@ int cli_metrics_text(const struct cli_metrics *m, struct dl_str *out)
     counter(&w, "cached_tokens_total", "Tokens of prompts that were found in the cache.", (double)m->cached_tokens);
     counter(&w, "generated_tokens_total", "Tokens of answers.", (double)m->generated_tokens);
     counter(&w, "steps_total", "Batches that were evaluated.", (double)m->steps);
+    counter(&w, "fetched_rows_total", "Tokens for which the likeliest candidates did not do: all logits had to travel.",
+            (double)m->fetched_rows);
     gauge(&w, "queued_requests", "Requests that wait.", m->queued);
     gauge(&w, "running_sequences", "Answers that are being made.", m->running);
     histogram(&w, "queue_seconds", "Time from a request to the start of its work.", &m->queue_seconds, seconds);

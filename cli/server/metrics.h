@@ -19,6 +19,7 @@ struct cli_metrics {
     uint64_t ok, refused, busy, failed, cancelled; /* requests for an answer, by how they ended */
     uint64_t prompt_tokens, cached_tokens, generated_tokens;
     uint64_t steps;
+    uint64_t fetched_rows; /* of logits, after candidates did not settle a token */
     struct cli_histogram queue_seconds, first_token_seconds, token_seconds, request_seconds, batch_tokens;
     uint32_t queued, running; /* now */
 };

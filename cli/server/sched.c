@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: MIT
  *
- * cli/server/sched.c: the engine thread: whose turn it is, and what goes into the next batch. Every batch takes one token of each answer that is
+ * cli/server/sched.c: the engine thread: what goes into the next batch, and what comes of it. Every batch takes one token of each answer that is
  * being made and, in what time that leaves, a piece of the prompts that are still to be read: so that a long prompt makes others
  * a little slower and stops nobody.
  */
@@ -9,12 +9,10 @@
 #include <poll.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/socket.h>
 #include <unistd.h>
 
 #include "cli.h"
 
-#define STALLED_BYTES ((size_t)256 << 10) /* of a stream that its client does not read: its answer waits */
 #define IDLE_MS 250
 #define SWEEP_NS UINT64_C(1000000000)
 #define DRAIN_NS UINT64_C(3000000000) /* for running answers, once the server is to stop */
@@ -59,40 +57,21 @@ static void drop_seqs(struct cli_sched *q, const struct cli_job *job)
             at = &(*at)->next;
 }
 
-/* Out of the queue, where it is there. Lock. */
-static void unqueue(struct cli_server *s, struct cli_job *job)
-{
-    struct cli_job *prev = NULL;
-    for (struct cli_job *j = s->first; j; prev = j, j = j->next) {
-        if (j != job)
-            continue;
-        if (prev)
-            prev->next = j->next;
-        else
-            s->first = j->next;
-        if (s->last == j)
-            s->last = prev;
-        j->next = NULL;
-        s->n_queued -= !j->n_admitted;
-        return;
-    }
-}
-
 /* The end of a job, finished or not; the scheduler forgets it. */
-static void end_job(struct cli_sched *q, struct cli_job *job)
+void cli_sched_end(struct cli_sched *q, struct cli_job *job)
 {
     struct cli_server *s = q->s;
     drop_seqs(q, job);
     free_seqs(job);
     pthread_mutex_lock(&s->lock);
-    unqueue(s, job);
+    cli_sched_unqueue(s, job);
     close_job(job);
     s->n_running = q->n_active;
     cli_job_unref(job);
     pthread_mutex_unlock(&s->lock);
 }
 
-static void fail_job(struct cli_sched *q, struct cli_job *job, int status, const char *why)
+void cli_sched_fail(struct cli_sched *q, struct cli_job *job, int status, const char *why)
 {
     struct cli_req_error error;
     cli_req_refuse(&error, status, NULL, NULL, "%s", why);
@@ -102,206 +81,24 @@ static void fail_job(struct cli_sched *q, struct cli_job *job, int status, const
     if (job->started && job->req.stream)
         (void)cli_reply_error(&error, &job->out); /* without memory the stream ends as it is */
     pthread_mutex_unlock(&q->s->lock);
-    end_job(q, job);
+    cli_sched_end(q, job);
 }
 
 /* All that were begun, and with `queued` also the others. */
 static void fail_all(struct cli_sched *q, bool queued, int status, const char *why)
 {
     while (q->n_active)
-        fail_job(q, q->active[0]->job, status, why);
+        cli_sched_fail(q, q->active[0]->job, status, why);
     while (q->parked)
-        fail_job(q, q->parked->job, status, why);
+        cli_sched_fail(q, q->parked->job, status, why);
     for (;;) {
         pthread_mutex_lock(&q->s->lock);
         struct cli_job *job = q->s->first;
         pthread_mutex_unlock(&q->s->lock);
         if (!queued || !job)
             return;
-        fail_job(q, job, status, why);
+        cli_sched_fail(q, job, status, why);
     }
-}
-
-/* ------------------------------------------------------------------------------------------- clients and turns */
-
-/* The client hung up. A socket that is readable without a byte is at its end; one with bytes has the next request. Lock. */
-static bool hung_up(const struct cli_job *job)
-{
-    char byte;
-    return job->fd >= 0 && recv(job->fd, &byte, 1, MSG_PEEK | MSG_DONTWAIT) == 0;
-}
-
-static bool look_after(struct cli_job *job)
-{
-    if (!job->gone && hung_up(job)) {
-        job->gone = true;
-        cli_job_resume(job); /* its thread has to see it, too */
-    }
-    return job->gone;
-}
-
-/* Ends the jobs whose clients are gone. */
-static void drop_gone(struct cli_sched *q)
-{
-    struct cli_job *gone;
-    do {
-        gone = NULL;
-        pthread_mutex_lock(&q->s->lock);
-        for (uint32_t i = 0; i < q->n_active && !gone; i++)
-            if (look_after(q->active[i]->job))
-                gone = q->active[i]->job;
-        for (struct cli_seq *p = q->parked; p && !gone; p = p->next)
-            if (look_after(p->job))
-                gone = p->job;
-        for (struct cli_job *j = q->s->first; j && !gone; j = j->next)
-            if (look_after(j))
-                gone = j;
-        pthread_mutex_unlock(&q->s->lock);
-        if (gone)
-            end_job(q, gone);
-    } while (gone);
-}
-
-static uint32_t running_of(const struct cli_sched *q, uint64_t client)
-{
-    uint32_t n = 0;
-    for (uint32_t i = 0; i < q->n_active; i++)
-        n += q->active[i]->job->client == client;
-    return n;
-}
-
-/* The next answer to the same prompt waits until that is read: then it is found in the cache. */
-static bool wait_for_prompt(const struct cli_job *job)
-{
-    const struct cli_seq *last = job->n_admitted ? &job->seqs[job->n_admitted - 1] : NULL;
-    return last && last->state == CLI_SEQ_PREFILL && !last->n_new && job->n_admitted % job->req.n;
-}
-
-/* The job whose turn it is: the one that has the least in work; of those, whose client has; of those, the one that came first. Lock. */
-static struct cli_job *next_job(const struct cli_sched *q)
-{
-    struct cli_job *best = NULL;
-    uint64_t least = UINT64_MAX;
-    for (struct cli_job *j = q->s->first; j; j = j->next) {
-        if (wait_for_prompt(j))
-            continue;
-        uint64_t n = (uint64_t)j->n_active << 32 | running_of(q, j->client);
-        if (n < least) {
-            least = n;
-            best = j;
-        }
-    }
-    return best;
-}
-
-static void count_active(struct cli_sched *q)
-{
-    pthread_mutex_lock(&q->s->lock);
-    q->s->n_running = q->n_active;
-    pthread_mutex_unlock(&q->s->lock);
-}
-
-static int activate(struct cli_sched *q, struct cli_seq *s)
-{
-    int err = dl_session_create(q->e->engine, &s->session);
-    if (err)
-        return err;
-    uint32_t known = dl_session_reuse(s->session, s->tokens.v, s->tokens.len);
-    if (!s->n_new) {
-        s->job->cached_tokens += known;
-        pthread_mutex_lock(&q->s->lock);
-        q->s->metrics.cached_tokens += known;
-        pthread_mutex_unlock(&q->s->lock);
-    }
-    q->active[q->n_active++] = s;
-    s->job->n_active++;
-    return DL_OK;
-}
-
-/* The next answer of a job begins. */
-static int begin(struct cli_sched *q, struct cli_job *job)
-{
-    struct cli_seq *s = &job->seqs[job->n_admitted];
-    int err = cli_seq_init(s, job, job->n_admitted, &q->s->served);
-    if (!err)
-        err = activate(q, s);
-    if (err)
-        return err;
-    struct cli_server *server = q->s;
-    pthread_mutex_lock(&server->lock);
-    if (job->n_admitted + 1 == job->n_seqs)
-        unqueue(server, job);
-    else if (!job->n_admitted)
-        server->n_queued--;
-    if (!job->n_admitted++) {
-        cli_metrics_seconds(&server->metrics.queue_seconds, dl_now_ns() - job->queued_ns);
-        for (uint32_t i = 0; i < job->n_prompts; i++)
-            server->metrics.prompt_tokens += job->prompts[i].len;
-        job->started = true;
-        if (job->req.stream)
-            cli_job_resume(job);
-    }
-    pthread_mutex_unlock(&server->lock);
-    return DL_OK;
-}
-
-/* The client has more than enough to read. */
-static bool stalls(const struct cli_sched *q, struct cli_job *job)
-{
-    pthread_mutex_lock(&q->s->lock);
-    bool stalled = job->stalled = job->out.len - job->out_at > STALLED_BYTES;
-    pthread_mutex_unlock(&q->s->lock);
-    return stalled;
-}
-
-/* Makes room for those who wait. What is lost can be evaluated again from its tokens. */
-static bool park_one(struct cli_sched *q)
-{
-    for (uint32_t i = 0; i < q->n_active; i++) {
-        struct cli_seq *s = q->active[i];
-        if (!stalls(q, s->job))
-            continue;
-        dl_session_destroy(&s->session);
-        s->state = CLI_SEQ_PREFILL;
-        s->job->n_active--;
-        s->next = q->parked;
-        q->parked = s;
-        memmove(&q->active[i], &q->active[i + 1], (--q->n_active - i) * sizeof(struct cli_seq *));
-        return true;
-    }
-    return false;
-}
-
-/* One whose client reads again. */
-static struct cli_seq *unpark(struct cli_sched *q)
-{
-    for (struct cli_seq **at = &q->parked; *at; at = &(*at)->next) {
-        struct cli_seq *s = *at;
-        if (stalls(q, s->job))
-            continue;
-        *at = s->next;
-        return s;
-    }
-    return NULL;
-}
-
-static void admit(struct cli_sched *q)
-{
-    for (;;) {
-        pthread_mutex_lock(&q->s->lock);
-        struct cli_job *job = next_job(q);
-        pthread_mutex_unlock(&q->s->lock);
-        struct cli_seq *back = q->n_active < q->most ? unpark(q) : NULL;
-        if ((!job && !back) || (q->n_active == q->most && !park_one(q)))
-            break;
-        char why[200];
-        cli_capture_begin(why, sizeof why, true);
-        int err = back ? activate(q, back) : begin(q, job);
-        cli_capture_end();
-        if (err)
-            fail_job(q, back ? back->job : job, 500, why);
-    }
-    count_active(q);
 }
 
 /* -------------------------------------------------------------------------------------------------- a batch */
@@ -312,7 +109,7 @@ static void add(struct cli_sched *q, struct cli_seq *s, uint32_t n)
     uint32_t len = dl_session_len(s->session);
     *item = (struct dl_step_item){.session = s->session, .tokens = s->tokens.v + len, .n = n};
     if (len + n == s->tokens.len)
-        cli_seq_want(s, item);
+        cli_seq_want(s, &q->s->served, item);
     q->in_batch[q->n_items++] = s;
     q->n_tokens += n;
 }
@@ -325,7 +122,7 @@ static void gather(struct cli_sched *q)
     for (uint32_t i = 0; i < q->n_active; i++) {
         struct cli_seq *s = q->active[i];
         n_prefill += s->state == CLI_SEQ_PREFILL;
-        if (s->state == CLI_SEQ_DECODE && !stalls(q, s->job))
+        if (s->state == CLI_SEQ_DECODE && !cli_sched_stalls(q, s->job))
             add(q, s, 1);
     }
     q->n_decode = q->n_tokens;
@@ -369,17 +166,17 @@ static int tell(struct cli_sched *q, struct cli_seq *s)
     pthread_mutex_unlock(&server->lock);
     dl_str_finish(&news);
     if (!err && last)
-        end_job(q, job);
+        cli_sched_end(q, job);
     return err;
 }
 
 /* A token of an answer: times are taken, and its client is told. */
-static int take(struct cli_sched *q, struct cli_seq *s, const struct dl_step_item *item)
+static int take(struct cli_sched *q, struct cli_seq *s)
 {
     struct cli_metrics *m = &q->s->metrics;
     struct cli_job *job = s->job;
     uint64_t before = s->n_new;
-    int err = cli_seq_take(s, item, &q->s->served);
+    int err = cli_seq_take(s, &q->s->served);
     if (err)
         return err;
     uint64_t now = dl_now_ns();
@@ -399,23 +196,75 @@ static int take(struct cli_sched *q, struct cli_seq *s, const struct dl_step_ite
     return tell(q, s);
 }
 
-static void after_step(struct cli_sched *q)
+/* The job of an item has failed: its other answers end with it. */
+static void fail_item(struct cli_sched *q, uint32_t i, const char *why)
+{
+    struct cli_job *job = q->in_batch[i]->job;
+    for (uint32_t k = 0; k < q->n_items; k++)
+        if (q->in_batch[k] && q->in_batch[k]->job == job)
+            q->in_batch[k] = NULL;
+    cli_sched_fail(q, job, 500, why);
+}
+
+/* The next token of an item, from what there is of its logits. */
+static void pick(struct cli_sched *q, uint32_t i)
+{
+    char why[200];
+    cli_capture_begin(why, sizeof why, true);
+    int err = cli_seq_pick(q->in_batch[i], &q->items[i], &q->s->served);
+    cli_capture_end();
+    q->open[i] = err > 0;
+    if (err < 0)
+        fail_item(q, i, why);
+}
+
+/* The row of an item in full. What fails here is the engine, and not this answer alone. */
+static int fetch(struct cli_sched *q, uint32_t row, struct dl_step_item *item, char *why, size_t n)
+{
+    cli_capture_begin(why, n, true);
+    int err = dl_engine_logits(q->e->engine, row, &item->logits);
+    cli_capture_end();
+    pthread_mutex_lock(&q->s->lock);
+    q->s->metrics.fetched_rows += !err;
+    pthread_mutex_unlock(&q->s->lock);
+    return err;
+}
+
+/* First all that is settled by what the step gave: what is fetched then takes its place. */
+static int pick_all(struct cli_sched *q, char *why, size_t n)
+{
+    uint32_t row = 0;
+    int err = DL_OK;
+    for (uint32_t i = 0; i < q->n_items; i++) {
+        q->open[i] = false;
+        if (q->in_batch[i] && q->items[i].want != DL_WANT_NONE)
+            pick(q, i);
+    }
+    for (uint32_t i = 0; i < q->n_items && !err; i++) {
+        if (q->items[i].want == DL_WANT_NONE)
+            continue;
+        if (q->in_batch[i] && q->open[i]) {
+            err = fetch(q, row, &q->items[i], why, n);
+            if (!err)
+                pick(q, i);
+        }
+        row++;
+    }
+    return err;
+}
+
+static void take_all(struct cli_sched *q)
 {
     for (uint32_t i = 0; i < q->n_items; i++) {
         struct cli_seq *s = q->in_batch[i];
         if (!s || q->items[i].want == DL_WANT_NONE)
             continue;
-        struct cli_job *job = s->job;
         char why[200];
         cli_capture_begin(why, sizeof why, true);
-        int err = take(q, s, &q->items[i]);
+        int err = take(q, s);
         cli_capture_end();
-        if (!err)
-            continue;
-        for (uint32_t k = i; k < q->n_items; k++) /* its other answers end with it */
-            if (q->in_batch[k] && q->in_batch[k]->job == job)
-                q->in_batch[k] = NULL;
-        fail_job(q, job, 500, why);
+        if (err)
+            fail_item(q, i, why);
     }
     uint32_t kept = 0;
     for (uint32_t i = 0; i < q->n_active; i++)
@@ -475,6 +324,10 @@ static void step(struct cli_sched *q)
     cli_capture_end();
     if (err == DL_ECANCELED) /* Ctrl-C, while nodes were waited for */
         return;
+    if (!err && (err = pick_all(q, why, sizeof why)) == DL_ECANCELED) { /* likewise, but what was picked is lost */
+        fail_all(q, false, 503, "the server is shutting down");
+        return;
+    }
     if (err == DL_EDEVICE || err == DL_EPEER || err == DL_ETIMEDOUT || err == DL_ENOMEM || err == DL_EIO) {
         heal(q, *why ? why : dl_err_text(err));
         return;
@@ -483,7 +336,7 @@ static void step(struct cli_sched *q)
         fail_all(q, false, 500, why);
         return;
     }
-    after_step(q);
+    take_all(q);
     cli_pace_learn(&q->pace, q->n_decode, q->n_tokens - q->n_decode, dl_now_ns() - start);
     q->worked = true;
     pthread_mutex_lock(&s->lock);
@@ -503,7 +356,7 @@ static void settle(struct cli_sched *q)
         }
         q->active[i] = q->active[--q->n_active];
         if (tell(q, s))
-            fail_job(q, s->job, 500, "the server is out of memory");
+            cli_sched_fail(q, s->job, 500, "the server is out of memory");
         i = 0; /* telling the last one took others away */
     }
 }
@@ -542,8 +395,8 @@ static void serve(struct cli_sched *q, dl_stop_fn *stop)
         if (until && (dl_now_ns() > until || (!q->n_active && !q->s->first)))
             return;
         sweep(q);
-        drop_gone(q);
-        admit(q);
+        cli_sched_drop_gone(q);
+        cli_sched_admit(q);
         settle(q);
         gather(q);
         if (q->n_items)
@@ -571,7 +424,8 @@ int cli_server_run(struct cli_server *s, struct cli_engine *e, const struct cli_
     q.active = dl_calloc(q.most, sizeof(struct cli_seq *));
     q.in_batch = dl_calloc(q.most, sizeof(struct cli_seq *));
     q.items = dl_calloc(q.most, sizeof *q.items);
-    int err = q.active && q.in_batch && q.items ? DL_OK : DL_ENOMEM;
+    q.open = dl_calloc(q.most, sizeof *q.open);
+    int err = q.active && q.in_batch && q.items && q.open ? DL_OK : DL_ENOMEM;
     if (!err) {
         serve(&q, stop);
         farewell(&q);
@@ -579,5 +433,6 @@ int cli_server_run(struct cli_server *s, struct cli_engine *e, const struct cli_
     free(q.active);
     free(q.in_batch);
     free(q.items);
+    free(q.open);
     return err;
 }

@@ -95,9 +95,36 @@ void cli_seq_finish(struct cli_seq *s)
     s->logprobs = (struct cli_logprobs){0};
 }
 
-void cli_seq_want(const struct cli_seq *s, struct dl_step_item *item)
+/* The likeliest tokens can settle it: they are the likeliest also after all that the request asks for, and the sum of all is at the
+ * temperature at which likelihoods are told. */
+static bool top_helps(const struct cli_seq *s)
 {
-    item->want = plain(s) ? DL_WANT_BEST : DL_WANT_LAST;
+    const struct cli_request *r = &s->job->req;
+    const float t = s->sampler.temperature;
+    return dl_sampler_top_helps(&s->sampler) && r->presence_penalty == 0 && r->frequency_penalty == 0 && !r->n_bias &&
+           (!r->logprobs || t == 0 || t == 1);
+}
+
+/* A flat distribution is not settled by candidates: after some misses in turn, rows are asked for at once, for a while. */
+#define MISSES 4u
+#define ROWS 32u
+
+/* In a cluster a row costs 4 bytes per id of the vocabulary, a candidate 8 per node; alone, a row is free. */
+void cli_seq_want(const struct cli_seq *s, const struct cli_served *served, struct dl_step_item *item)
+{
+    const struct cli_request *r = &s->job->req;
+    if (plain(s)) {
+        item->want = DL_WANT_BEST;
+        return;
+    }
+    if (!served->cluster || s->rows || !top_helps(s)) {
+        item->want = DL_WANT_LAST;
+        return;
+    }
+    const uint32_t drawn = s->sampler.temperature == 0 ? 1 : s->sampler.top_k ? s->sampler.top_k : DL_TOP_MOST;
+    item->want = DL_WANT_TOP;
+    item->k = r->format == CLI_FORMAT_TEXT ? DL_MIN(DL_MAX(drawn, r->top_logprobs), DL_TOP_MOST) : DL_TOP_MOST;
+    item->temperature = s->sampler.temperature;
 }
 
 /* ------------------------------------------------------------------------------------------------ sampling */
@@ -163,62 +190,130 @@ static bool fits(struct cli_seq *s, const struct cli_byte_set *next, int32_t id)
     return n && cli_byte_in(next, (unsigned char)*bytes) && cli_grammar_fits(&s->form, bytes, n);
 }
 
+static int go_on(struct cli_seq *s, int32_t id)
+{
+    size_t n;
+    const char *bytes = dl_token_bytes(s->job->server->served.tok, id, &n);
+    return n && !cli_grammar_accept(&s->form, bytes, n) ? DL_ENOMEM : DL_OK; /* it fitted a moment ago */
+}
+
+/* A draw among all tokens that fit. */
+static int32_t draw_fitting(struct cli_seq *s, const struct cli_byte_set *next, float *logits, uint32_t vocab)
+{
+    uint32_t n = 0;
+    for (uint32_t i = 0; i < vocab; i++)
+        if (logits[i] > -INFINITY && fits(s, next, (int32_t)i))
+            n++;
+        else
+            logits[i] = -INFINITY;
+    return n ? dl_sample(&s->sampler, logits, vocab)
+             : dl_fail(DL_EUNSUP, "response_format: no token of this model fits it here");
+}
+
 /* Mostly the model keeps to the form by itself: only when it does not, all tokens are looked at. Together that is a draw among those that fit,
  * with the likelihoods that they have among themselves. */
 static int32_t pick_formed(struct cli_seq *s, float *logits, uint32_t vocab)
 {
+    struct cli_byte_set next = cli_grammar_next(&s->form);
+    if (s->drawn)
+        return draw_fitting(s, &next, logits, vocab);
     float *again = dl_calloc(vocab, sizeof *again);
     if (!again)
         return DL_ENOMEM;
     memcpy(again, logits, vocab * sizeof *again);
-    struct cli_byte_set next = cli_grammar_next(&s->form);
     int32_t id = dl_sample(&s->sampler, logits, vocab);
-    if (id >= 0 && !fits(s, &next, id)) {
-        uint32_t n = 0;
-        for (uint32_t i = 0; i < vocab; i++)
-            if (again[i] > -INFINITY && fits(s, &next, (int32_t)i))
-                n++;
-            else
-                again[i] = -INFINITY;
-        id = n ? dl_sample(&s->sampler, again, vocab)
-               : dl_fail(DL_EUNSUP, "response_format: no token of this model fits it here");
-    }
+    if (id >= 0 && !fits(s, &next, id))
+        id = draw_fitting(s, &next, again, vocab);
     free(again);
-    size_t n;
-    const char *bytes = dl_token_bytes(s->job->server->served.tok, id, &n);
-    if (id >= 0 && !cli_grammar_accept(&s->form, bytes, n) && n)
-        return DL_ENOMEM; /* it fitted a moment ago */
     return id;
 }
 
-/* The next token, or an error. Likelihoods are those of the model, before anything that the request asked for. */
-static int32_t pick(struct cli_seq *s, const struct dl_step_item *item, struct cli_logprob *lp)
+/* Likelihoods are those of the model, before anything that the request asked for. */
+static int pick_from_row(struct cli_seq *s, float *logits, uint32_t vocab)
 {
     const struct cli_request *r = &s->job->req;
-    if (item->want == DL_WANT_BEST)
-        return item->n_top ? item->top[0].id
-                           : dl_fail(DL_EDEVICE, "sampler: no logit is a number: the device computes nonsense");
-    uint32_t vocab = s->job->server->served.defaults.vocab;
+    struct cli_logprob *lp = &s->picked;
     double sum = 0;
-    if (r->logprobs) {
-        sum = log_sum(item->logits, vocab);
-        rank(lp, r->top_logprobs, item->logits, vocab, sum);
-    }
     float *before = NULL;
     if (r->logprobs) { /* sampling overwrites the logits, and which one is needed is known only afterwards */
+        sum = log_sum(logits, vocab);
+        rank(lp, r->top_logprobs, logits, vocab, sum);
         before = dl_calloc(vocab, sizeof *before);
         if (!before)
             return DL_ENOMEM;
-        memcpy(before, item->logits, vocab * sizeof *before);
+        memcpy(before, logits, vocab * sizeof *before);
     }
-    adjust(s, item->logits);
-    int32_t id = r->format == CLI_FORMAT_TEXT ? dl_sample(&s->sampler, item->logits, vocab)
-                                              : pick_formed(s, item->logits, vocab);
-    lp->id = id;
-    if (before && id >= 0)
-        lp->logprob = (float)((double)before[id] - sum);
+    adjust(s, logits);
+    lp->id = r->format == CLI_FORMAT_TEXT ? dl_sample(&s->sampler, logits, vocab) : pick_formed(s, logits, vocab);
+    if (before && lp->id >= 0)
+        lp->logprob = (float)((double)before[lp->id] - sum);
     free(before);
-    return id;
+    return DL_MIN(lp->id, 0);
+}
+
+/* As pick_formed, as far as candidates go: the first that fits is the likeliest that does. */
+static bool form_from_top(struct cli_seq *s, const struct dl_step_item *item, uint32_t vocab, int32_t *id)
+{
+    struct cli_byte_set next = cli_grammar_next(&s->form);
+    if (s->sampler.temperature > 0) {
+        if (!dl_sample_top(&s->sampler, item->top, item->n_top, item->log_sum, vocab, id))
+            return false;
+        s->drawn = !fits(s, &next, *id);
+        return !s->drawn;
+    }
+    for (uint32_t i = 0; i < item->n_top && item->top[i].logit > -INFINITY; i++)
+        if (fits(s, &next, *id = item->top[i].id))
+            return true;
+    return false;
+}
+
+static int pick_from_top(struct cli_seq *s, const struct dl_step_item *item, uint32_t vocab)
+{
+    const struct cli_request *r = &s->job->req;
+    struct cli_logprob *lp = &s->picked;
+    if (!(r->format == CLI_FORMAT_TEXT
+              ? dl_sample_top(&s->sampler, item->top, item->n_top, item->log_sum, vocab, &lp->id)
+              : form_from_top(s, item, vocab, &lp->id)))
+        return 1;
+    if (!r->logprobs)
+        return DL_OK;
+    lp->n_top = DL_MIN(r->top_logprobs, item->n_top);
+    for (uint32_t i = 0; i < item->n_top; i++) {
+        const float logprob = (float)((double)item->top[i].logit - item->log_sum);
+        if (i < lp->n_top) {
+            lp->top[i].id = item->top[i].id;
+            lp->top[i].logprob = logprob;
+        }
+        if (item->top[i].id == lp->id)
+            lp->logprob = logprob;
+    }
+    return DL_OK;
+}
+
+int cli_seq_pick(struct cli_seq *s, const struct dl_step_item *item, const struct cli_served *served)
+{
+    const uint32_t vocab = served->defaults.vocab;
+    int err = DL_OK;
+    s->picked = (struct cli_logprob){0};
+    if (item->logits) {
+        s->rows -= item->want == DL_WANT_LAST && s->rows;
+        err = pick_from_row(s, item->logits, vocab);
+    } else if (!item->n_top) {
+        err = dl_fail(DL_EDEVICE, "sampler: no logit is a number: the device computes nonsense");
+    } else if (item->want == DL_WANT_BEST) {
+        s->picked.id = item->top[0].id;
+    } else {
+        err = pick_from_top(s, item, vocab);
+        s->misses = err > 0 ? s->misses + 1 : 0;
+        if (s->misses == MISSES) {
+            s->misses = 0;
+            s->rows = ROWS;
+        }
+    }
+    if (err)
+        return err;
+    s->drawn = false;
+    return s->job->req.format == CLI_FORMAT_TEXT ? DL_OK : go_on(s, s->picked.id);
 }
 
 /* ---------------------------------------------------------------------------------------------------- text */
@@ -264,12 +359,9 @@ static int note(struct cli_seq *s, const struct cli_logprob *lp)
     return err;
 }
 
-int cli_seq_take(struct cli_seq *s, const struct dl_step_item *item, const struct cli_served *served)
+int cli_seq_take(struct cli_seq *s, const struct cli_served *served)
 {
-    struct cli_logprob lp = {0};
-    int32_t id = pick(s, item, &lp);
-    if (id < 0)
-        return id;
+    const int32_t id = s->picked.id;
     if (dl_token_is_eog(served->tok, id))
         return end(s, CLI_REASON_STOP, true);
     s->n_new++;
@@ -280,7 +372,7 @@ int cli_seq_take(struct cli_seq *s, const struct dl_step_item *item, const struc
         return found;
     if (found)
         return end(s, CLI_REASON_STOP, false);
-    err = note(s, &lp);
+    err = note(s, &s->picked);
     if (err)
         return err;
     if (s->job->req.format != CLI_FORMAT_TEXT && cli_grammar_must_end(&s->form))

@@ -53,6 +53,7 @@ struct cli_served {
     char fingerprint[32];
     int64_t created; /* seconds since 1970 */
     uint32_t ctx;
+    bool cluster; /* rows of logits have to travel */
     struct cli_req_defaults defaults;
 };
 
@@ -166,6 +167,9 @@ struct cli_seq {
     struct cli_grammar_state form; /* how far it is, where a format is asked for */
     struct dl_tokens counted;      /* distinct tokens of the answer, and below how often: for penalties */
     struct dl_tokens counts;
+    struct cli_logprob picked; /* the token that comes next, until it is taken */
+    bool drawn;            /* but what was drawn for it did not fit the format: the next draw is among those that do */
+    uint32_t misses, rows; /* tokens in turn that candidates did not settle; for how many more they are not asked for */
     uint64_t n_new, max_new;
     uint64_t last_ns;   /* when its last token came */
     struct dl_str text; /* that no client has seen yet */
@@ -218,9 +222,12 @@ void cli_job_resume(struct cli_job *job);
 int cli_seq_init(struct cli_seq *s, struct cli_job *job, uint32_t index, const struct cli_served *served);
 void cli_seq_finish(struct cli_seq *s); /* gives the session back; accepts one that is zero */
 /* What it needs of its logits. */
-void cli_seq_want(const struct cli_seq *s, struct dl_step_item *item);
-/* Takes the next token from the logits that a step gave. The sequence may be done then. */
-int cli_seq_take(struct cli_seq *s, const struct dl_step_item *item, const struct cli_served *served);
+void cli_seq_want(const struct cli_seq *s, const struct cli_served *served, struct dl_step_item *item);
+/* Picks the next token from what a step gave. 1: that does not settle it, and it is to be called again with the row in full as
+ * item->logits, which become scratch. */
+int cli_seq_pick(struct cli_seq *s, const struct dl_step_item *item, const struct cli_served *served);
+/* The token that was picked becomes part of the answer, which may be done then. */
+int cli_seq_take(struct cli_seq *s, const struct cli_served *served);
 
 /* --------------------------------------------------------------------------------------------- reply.c (engine) */
 
