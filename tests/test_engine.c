@@ -295,6 +295,54 @@ static void prefixes_are_shared(void **state)
     rig_close(&r);
 }
 
+/* Fewer blocks than all sessions could fill, and who may still have some. */
+static void room_for_all_together(void **state)
+{
+    (void)state;
+    NEED_DATA(path, "refs/qwen3.gguf");
+    int32_t text[256];
+    struct dl_engine_opts o = rig_opts();
+    struct dl_engine_info info;
+    o.max_sessions = 3;
+    o.kv_tokens = 290;
+    struct rig r;
+    dl_session *a, *b;
+    float *logits;
+    for (int32_t i = 0; i < 256; i++)
+        text[i] = (i * 37 + 11) % VOCAB;
+    rig_open(&r, path, NULL, 1, NULL, o);
+    dl_engine_info(r.engine, &info);
+    assert_int_equal(info.ctx, 256);
+    assert_int_equal(info.kv_blocks, 10);
+    assert_int_equal(dl_engine_free_blocks(r.engine), 10);
+    assert_int_equal(dl_session_create(r.engine, &a), 0);
+    assert_int_equal(dl_session_create(r.engine, &b), 0);
+    assert_int_equal(dl_session_reuse(a, text, 100), 0);
+    assert_int_equal(dl_session_sync(a, text, 100, NULL, NULL, &logits), 0);
+    assert_int_equal(dl_session_blocks(a), 4);
+    assert_int_equal(dl_engine_free_blocks(r.engine), 6);
+    assert_int_equal(dl_engine_shared_blocks(r.engine, text, 100), 3);
+    assert_int_equal(dl_engine_shared_blocks(r.engine, text, 96), 2); /* the last token is evaluated in any case */
+    assert_int_equal(dl_engine_shared_blocks(r.engine, text + 1, 100), 0);
+    assert_int_equal(dl_session_reuse(b, text, 100), 96);
+    assert_int_equal(dl_engine_free_blocks(r.engine), 6);
+    dl_session_truncate(b, 0);
+    struct test_log log = {0};
+    dl_log_set(test_log_sink, &log, DL_LOG_ERROR);
+    assert_int_equal(dl_session_sync(b, text + 100, 150, NULL, NULL, &logits), 0);
+    dl_session_truncate(b, 0);
+    assert_int_equal(dl_session_sync(b, text + 40, 200, NULL, NULL, &logits), DL_ELIMIT); /* 7 blocks */
+    dl_log_set(NULL, NULL, DL_LOG_WARN);
+    assert_int_equal(log.n, 1);
+    assert_non_null(strstr(log.last, "the KV cache is full (10 blocks"));
+    dl_session_destroy(&a); /* still known, but nobody's */
+    assert_int_equal(dl_engine_shared_blocks(r.engine, text, 100), 0);
+    assert_int_equal(dl_session_sync(b, text + 40, 200, NULL, NULL, &logits), 0);
+    dl_session_destroy(&b);
+    assert_int_equal(dl_engine_free_blocks(r.engine), 10);
+    rig_close(&r);
+}
+
 static void kv_types(void **state)
 {
     (void)state;
@@ -453,6 +501,7 @@ int main(void)
         cmocka_unit_test(any_number_of_devices),
         cmocka_unit_test(batching_changes_nothing),
         cmocka_unit_test(prefixes_are_shared),
+        cmocka_unit_test(room_for_all_together),
         cmocka_unit_test(kv_types),
         cmocka_unit_test(limits),
         cmocka_unit_test(one_device_after_the_other),

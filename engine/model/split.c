@@ -357,6 +357,8 @@ static int attempt_ctx(struct eng_split_cost *c, uint32_t ctx, struct dl_split *
 static int pick_ctx(struct eng_split_cost *c, struct dl_split *s, bool *fits)
 {
     uint32_t ctx = DL_MIN(c->in->h->max_seq, DEFAULT_CTX);
+    if (c->in->kv_tokens)
+        ctx = DL_MIN(ctx, c->in->kv_tokens);
     double before = 0;
     for (;; ctx /= 2) {
         int err = attempt_ctx(c, ctx, s, fits);

@@ -115,7 +115,9 @@ int eng_split_cost(struct eng_split_cost *c, uint32_t ctx)
 {
     const struct dl_split_input *in = c->in;
     const struct dl_model_header *h = in->h;
-    const uint64_t blocks = dl_div_up(ctx, DL_KV_BLOCK) * (in->max_sessions ? in->max_sessions : 1);
+    uint64_t blocks = dl_div_up(ctx, DL_KV_BLOCK) * (in->max_sessions ? in->max_sessions : 1);
+    if (in->kv_tokens)
+        blocks = DL_MIN(blocks, dl_div_up(in->kv_tokens, DL_KV_BLOCK));
     if (ctx > DL_MAX_SEQ || blocks > UINT32_MAX / DL_KV_BLOCK / h->n_kv_heads)
         return dl_fail(DL_ELIMIT, "context: %u positions for %u sessions are too many", ctx, in->max_sessions);
     c->opts = (struct dl_plan_opts){.max_tokens = in->max_batch ? in->max_batch : DEFAULT_BATCH,

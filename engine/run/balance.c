@@ -136,6 +136,7 @@ int eng_balance(dl_engine *e)
                                 .max_batch = o->max_batch,
                                 .max_out = o->max_out,
                                 .max_sessions = o->max_sessions,
+                                .kv_tokens = o->kv_tokens,
                                 .kv_type = o->kv_type,
                                 .wire = o->wire};
     const enum dl_sum_kind sums = o->collective == DL_COLLECTIVE_RS ? DL_SUM_IN_TWO : DL_SUM_ONE_SHOT;

@@ -67,6 +67,7 @@ static void put_shape(struct eng_out *o, const struct eng_model_msg *m)
     eng_put_u32(o, m->shape.max_out);
     eng_put_u32(o, m->shape.max_tables);
     eng_put_u32(o, m->shape.table_cols);
+    eng_put_u32(o, m->opts.kv_blocks);
     eng_put_u8(o, (uint8_t)m->opts.kv_type);
     eng_put_u8(o, (uint8_t)m->opts.wire);
     eng_put_u8(o, (uint8_t)m->opts.collective);
@@ -81,13 +82,15 @@ static int read_shape(const struct eng_in *in, struct eng_cursor *c, struct eng_
     s->max_out = eng_read_u32(c, "batch sizes");
     s->max_tables = eng_read_u32(c, "batch sizes");
     s->table_cols = eng_read_u32(c, "batch sizes");
+    uint32_t blocks = eng_read_u32(c, "batch sizes");
     uint8_t kv = eng_read_u8(c, "KV type"), wire = eng_read_u8(c, "wire type");
     uint8_t sums = eng_read_u8(c, "kind of sums"), lanes = eng_read_u8(c, "lanes"), halves = eng_read_u8(c, "halves");
     if (c->bad)
         return DL_OK;
-    uint64_t blocks = (uint64_t)s->max_tables * s->table_cols;
-    if (!s->max_tokens || s->max_tokens > (1u << 16) || !s->max_out || s->max_out > s->max_tokens || !blocks ||
-        s->table_cols > DL_MAX_SEQ / DL_KV_BLOCK || blocks > UINT32_MAX / DL_KV_BLOCK / m->h.n_kv_heads)
+    uint64_t cells = (uint64_t)s->max_tables * s->table_cols; /* of the tables, which the batch holds */
+    if (!s->max_tokens || s->max_tokens > (1u << 16) || !s->max_out || s->max_out > s->max_tokens || !cells ||
+        s->table_cols > DL_MAX_SEQ / DL_KV_BLOCK || cells > UINT32_MAX / DL_KV_BLOCK || blocks < s->table_cols ||
+        blocks > cells || blocks > UINT32_MAX / DL_KV_BLOCK / m->h.n_kv_heads)
         return eng_in_wrong(in, "batch sizes out of range");
     if ((kv != DL_F32 && kv != DL_F16 && kv != DL_Q80) || (wire != DL_F32 && wire != DL_F16 && wire != DL_Q80))
         return eng_in_wrong(in, "an unknown type of KV cache or exchange");
@@ -95,7 +98,7 @@ static int read_shape(const struct eng_in *in, struct eng_cursor *c, struct eng_
         return eng_in_wrong(in, "an unknown way to exchange");
     m->opts = (struct dl_plan_opts){.max_tokens = s->max_tokens,
                                     .max_out = s->max_out,
-                                    .kv_blocks = (uint32_t)blocks,
+                                    .kv_blocks = blocks,
                                     .kv_type = (enum dl_type)kv,
                                     .wire = (enum dl_type)wire,
                                     .collective = (enum dl_sum_kind)sums,

@@ -70,7 +70,7 @@ static int suit_messages(dl_engine *e)
     uint64_t tokens = ENG_BULK_MOST / 2 / embed, out = ENG_BULK_MOST / 2 / (e->h->vocab * sizeof(float));
     e->shape.max_tokens = (uint32_t)DL_MIN(e->shape.max_tokens, DL_MAX(tokens, 1));
     e->shape.max_out = (uint32_t)DL_MIN(e->shape.max_out, DL_MAX(out, 1));
-    if (e->plan_opts.kv_blocks * sizeof(uint32_t) > ENG_BULK_MOST / 4)
+    if ((uint64_t)e->shape.max_tables * e->shape.table_cols * sizeof(uint32_t) > ENG_BULK_MOST / 4)
         return dl_fail(DL_ELIMIT, "context: %u positions for %u sessions are too many for a cluster", e->ctx,
                        e->shape.max_tables);
     return DL_OK;
@@ -87,8 +87,14 @@ static int make_shape(dl_engine *e)
     if (o->ctx)
         e->ctx = o->ctx;
     else if (!e->ctx) /* not planned */
-        e->ctx = pick_ctx(e, o->kv_type, sessions);
-    uint64_t cols = dl_div_up(e->ctx, DL_KV_BLOCK), blocks = cols * sessions;
+        e->ctx = o->kv_tokens ? DL_MIN(pick_ctx(e, o->kv_type, 1), o->kv_tokens) : pick_ctx(e, o->kv_type, sessions);
+    if (o->kv_tokens && o->kv_tokens < e->ctx)
+        return dl_fail(DL_ELIMIT, "context: %u tokens do not fit the %u that all are to have together", e->ctx,
+                       o->kv_tokens);
+    const uint64_t cols = dl_div_up(e->ctx, DL_KV_BLOCK);
+    uint64_t blocks = cols * sessions;
+    if (o->kv_tokens)
+        blocks = DL_MIN(blocks, dl_div_up(o->kv_tokens, DL_KV_BLOCK));
     if (e->ctx > DL_MAX_SEQ || blocks > UINT32_MAX / DL_KV_BLOCK / e->h->n_kv_heads)
         return dl_fail(DL_ELIMIT, "context: %u positions for %u sessions are too many", e->ctx, sessions);
     e->shape = (struct dl_batch_shape){.max_tokens = o->max_batch ? o->max_batch : DEFAULT_BATCH,
@@ -153,6 +159,7 @@ static void sum_sizes(dl_engine *e)
     e->info.ctx = e->ctx;
     e->info.max_batch = e->shape.max_tokens;
     e->info.max_out = e->shape.max_out;
+    e->info.kv_blocks = e->kv.n_blocks;
     e->info.vocab = e->h->vocab;
 }
 

@@ -54,6 +54,8 @@ uint32_t eng_kv_free_count(const struct eng_kv *kv); /* that can be had: with th
 uint32_t eng_kv_know(struct eng_kv *kv, uint32_t block, uint32_t parent, const int32_t *tokens);
 /* The block that holds these tokens after `parent`, with one more reference; ENG_KV_NONE: there is none. */
 uint32_t eng_kv_find(struct eng_kv *kv, uint32_t parent, const int32_t *tokens);
+/* The same without becoming a holder. */
+uint32_t eng_kv_look(const struct eng_kv *kv, uint32_t parent, const int32_t *tokens);
 /* What is in a block is about to change: it and what comes after it is not found any more. */
 void eng_kv_forget(struct eng_kv *kv, uint32_t block);
 void eng_kv_forget_all(struct eng_kv *kv);

@@ -70,9 +70,14 @@ static uint32_t hold(struct eng_kv *kv, uint32_t block)
     return block;
 }
 
+uint32_t eng_kv_look(const struct eng_kv *kv, uint32_t parent, const int32_t *tokens)
+{
+    return look_up(kv, hash_of(kv, parent, tokens), parent, tokens);
+}
+
 uint32_t eng_kv_find(struct eng_kv *kv, uint32_t parent, const int32_t *tokens)
 {
-    return hold(kv, look_up(kv, hash_of(kv, parent, tokens), parent, tokens));
+    return hold(kv, eng_kv_look(kv, parent, tokens));
 }
 
 uint32_t eng_kv_know(struct eng_kv *kv, uint32_t block, uint32_t parent, const int32_t *tokens)

@@ -114,6 +114,31 @@ uint32_t dl_session_reuse(dl_session *s, const int32_t *tokens, size_t n)
     return s->len;
 }
 
+uint32_t dl_engine_free_blocks(const dl_engine *e)
+{
+    return eng_kv_free_count(&e->kv);
+}
+
+uint32_t dl_session_blocks(const dl_session *s)
+{
+    return s->n_blocks;
+}
+
+uint32_t dl_engine_shared_blocks(dl_engine *e, const int32_t *tokens, size_t n)
+{
+    uint32_t b = ENG_KV_NONE, shared = 0;
+    if (!e->formed)
+        return 0;
+    check_epoch(e);
+    for (size_t at = 0; at + DL_KV_BLOCK < n; at += DL_KV_BLOCK) {
+        b = eng_kv_look(&e->kv, b, tokens + at);
+        if (b == ENG_KV_NONE)
+            break;
+        shared += e->kv.refs[b] > 0;
+    }
+    return shared;
+}
+
 /* Blocks that have become full can be found by others from now on. What was known before under the same tokens is as good, and
  * frees ours. */
 static void know_blocks(dl_session *s)

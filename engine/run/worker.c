@@ -204,7 +204,8 @@ static void split_weights(const struct eng_worker *w, uint64_t weights, struct e
 static int check_memory(struct eng_worker *w, struct eng_memory *m)
 {
     const struct eng_node *n = &w->e->nodes[0];
-    uint64_t weights, tables = 3 * (uint64_t)w->e->plan_opts.kv_blocks * sizeof(uint32_t), need;
+    const struct dl_batch_shape *s = &w->e->shape;
+    uint64_t weights, tables = 3 * (uint64_t)s->max_tables * s->table_cols * sizeof(uint32_t), need;
     bool ok = eng_node_sizes(n, &m->kv, &m->act, &weights) && dl_add_u64(m->act, tables, &m->act);
     split_weights(w, weights, m);
     m->avail = free_memory(w);

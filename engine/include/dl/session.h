@@ -96,7 +96,8 @@ struct dl_engine_opts {
     uint32_t ctx;       /* positions per session; 0: as many as the model knows, at most 8192 and what memory holds */
     uint32_t max_batch; /* largest prefill batch; 0: 128 */
     uint32_t max_out;   /* tokens of one batch whose logits may be wanted; 0: 8 */
-    uint32_t max_sessions; /* sessions that may hold a full context at once; 0: 1 */
+    uint32_t max_sessions; /* at once; 0: 1 */
+    uint32_t kv_tokens;    /* positions that all sessions may hold together, at least ctx; 0: a full context each */
     enum dl_type kv_type;  /* DL_F16, DL_F32 or DL_Q80 */
     enum dl_type wire;     /* exchange precision between devices: DL_F32, DL_F16 or DL_Q80 */
     enum dl_collective collective;
@@ -113,6 +114,7 @@ void dl_engine_destroy(dl_engine **engine); /* its sessions are destroyed first;
 
 struct dl_engine_info {
     uint32_t ctx, max_batch, max_out, vocab;
+    uint32_t kv_blocks; /* of DL_KV_BLOCK positions: what all sessions may hold together */
     uint64_t kv_bytes, act_bytes, weight_bytes; /* what this node holds */
 };
 void dl_engine_info(const dl_engine *engine, struct dl_engine_info *out);
@@ -159,6 +161,12 @@ void dl_session_truncate(dl_session *session, uint32_t n);
  * the cache still knows from sessions for which this was called, too, and gives their number. What such sessions evaluate is known
  * to later ones, also after they are destroyed, until its memory is needed. */
 uint32_t dl_session_reuse(dl_session *session, const int32_t *tokens, size_t n);
+
+/* Whose room is it? The blocks that nobody holds, with those whose content is only remembered; those that a session holds, shared or
+ * not; those that dl_session_reuse would share with sessions that there are, so that they take no room from the free ones. */
+uint32_t dl_engine_free_blocks(const dl_engine *engine);
+uint32_t dl_session_blocks(const dl_session *session);
+uint32_t dl_engine_shared_blocks(dl_engine *engine, const int32_t *tokens, size_t n);
 
 /* Makes the session hold exactly these n >= 1 tokens: keeps the common prefix, evaluates the rest in batches. *logits
  * (vocab floats, owned by the engine, writable scratch until its next call) belong to the last token. `stop` is polled between

@@ -41,6 +41,7 @@ struct dl_split_input {
         alike; /* nodes whose rates differ by less than this are taken as equal: 0.1 where they were measured, 0: none */
     uint32_t ctx; /* positions per session; 0: as many as the model knows, at most 8192, that fit */
     uint32_t max_batch, max_out, max_sessions; /* 0: 128, 8, 1 */
+    uint32_t kv_tokens; /* as of dl_engine_opts */
     const enum dl_sum_kind *sums; /* how sums go; NULL: whichever way is faster */
     enum dl_type kv_type, wire;
 };
