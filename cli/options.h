@@ -90,6 +90,8 @@ enum {
     X(API_KEY, 0, "api-key", "KEY|FILE", STR, api_key, 0, 0, CLI_SERVE,                                              \
       "what clients have to know: the key, or a file that begins with it")                                           \
     X(QUEUE, 0, "queue", "N", UINT, queue, 0, 65536, CLI_SERVE, "requests that may wait (default 64)")               \
+    X(KV_SIZE, 0, "kv-size", "N", SIZE, kv_size, 1, 1u << 30, CLI_SERVE,                                             \
+      "tokens that the context of all answers holds together (default: of each its own)")                            \
     X(CORS, 0, "cors", "ORIGIN", STR, cors, 0, 0, CLI_SERVE,                                                         \
       "web pages of other sites that may ask: https://a.example,http://b or * (default none)")                       \
     X(LOCAL, 0, "model", "FILE", STR, local, 0, 0, CLI_WORKER,                                                       \
@@ -143,7 +145,7 @@ struct cli_opts {
     const char *workers, *wire, *collective, *listen, *key, *local, *shape, *depth, *nodes, *compare, *plot, *link, *api_key,
         *cors;
     struct cli_list stop;
-    uint64_t n, top_k, seed, ctx, batch, threads, cache_size, layers, pp, tg, reps, parallel, queue;
+    uint64_t n, top_k, seed, ctx, batch, threads, cache_size, layers, pp, tg, reps, parallel, queue, kv_size;
     double temp, top_p, min_p, repeat_penalty;
     bool chat, raw, ids, no_bos, no_special, decode, insecure, once, json, quiet, verbose, help;
     uint64_t given; /* bit i: option i stands on the command line */

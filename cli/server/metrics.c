@@ -91,6 +91,10 @@ int cli_metrics_text(const struct cli_metrics *m, struct dl_str *out)
             (double)m->fetched_rows);
     gauge(&w, "queued_requests", "Requests that wait.", m->queued);
     gauge(&w, "running_sequences", "Answers that are being made.", m->running);
+    gauge(&w, "kv_blocks", "Blocks of 32 tokens that the KV cache has.", m->kv_blocks);
+    gauge(&w, "kv_free_blocks", "Of those, the ones that no answer holds.", m->free_blocks);
+    counter(&w, "preempted_total", "Answers that gave up their place for a while, as the KV cache was full.",
+            (double)m->preempted);
     histogram(&w, "queue_seconds", "Time from a request to the start of its work.", &m->queue_seconds, seconds);
     histogram(&w, "first_token_seconds", "Time from a request to its first token.", &m->first_token_seconds, seconds);
     histogram(&w, "token_seconds", "Time between two tokens of an answer.", &m->token_seconds, seconds);

@@ -21,7 +21,9 @@ struct cli_metrics {
     uint64_t steps;
     uint64_t fetched_rows; /* of logits, after candidates did not settle a token */
     struct cli_histogram queue_seconds, first_token_seconds, token_seconds, request_seconds, batch_tokens;
+    uint64_t preempted;       /* answers that gave up their place for a while, as the KV cache was full */
     uint32_t queued, running; /* now */
+    uint32_t kv_blocks, free_blocks;
 };
 
 void cli_metrics_seconds(struct cli_histogram *h, uint64_t ns);

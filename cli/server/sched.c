@@ -398,6 +398,7 @@ static void serve(struct cli_sched *q, dl_stop_fn *stop)
         cli_sched_drop_gone(q);
         cli_sched_admit(q);
         settle(q);
+        cli_sched_room(q);
         gather(q);
         if (q->n_items)
             step(q);

@@ -176,6 +176,8 @@ struct cli_seq {
     struct cli_logprobs logprobs;
     uint64_t n_told, offset; /* tokens whose likelihoods were sent, and where in the text the next one begins */
     bool greeted;            /* the first event of a chat is out */
+    uint32_t reserve;        /* KV blocks that are kept for it, while it has a session */
+    uint64_t began;          /* the how many-th it is of all */
     struct cli_seq *next;    /* in the list of those that are parked */
 };
 
@@ -203,6 +205,7 @@ struct cli_job {
     /* engine */
     struct cli_seq *seqs;                  /* (n_seqs) */
     uint32_t n_admitted, n_active, n_done; /* answers that were begun, that are in work, that are finished */
+    uint32_t passed;                       /* how often another one was begun because there was no room for this */
     uint64_t cached_tokens, new_tokens, first_ns;
 };
 

@@ -83,8 +83,53 @@ static bool wait_for_prompt(const struct cli_job *job)
     return last && last->state == CLI_SEQ_PREFILL && !last->n_new && job->n_admitted % job->req.n;
 }
 
-/* The job whose turn it is: the one that has the least in work; of those, whose client has; of those, the one that came first. Lock. */
-static struct cli_job *next_job(const struct cli_sched *q)
+/* ------------------------------------------------------------------------------------------------- the KV cache */
+
+#define OPEN_ENDED 256u /* tokens that are kept free for an answer of which nobody said how long it may get */
+#define PASSES 8u       /* so many may begin before one that was there earlier, for which there is no room yet */
+
+/* Blocks for these tokens and those that may come of them. */
+static uint32_t blocks_of(const struct cli_sched *q, const struct cli_request *r, size_t n_tokens, uint64_t n_new)
+{
+    const uint64_t more = r->max_tokens == UINT64_MAX ? OPEN_ENDED : r->max_tokens - n_new;
+    return (uint32_t)dl_div_up(DL_MIN(n_tokens + DL_MIN(more, q->s->served.ctx), q->s->served.ctx), DL_KV_BLOCK);
+}
+
+/* Free, and not kept for those that are in work. */
+static uint32_t room(const struct cli_sched *q)
+{
+    uint64_t kept = 0;
+    for (uint32_t i = 0; i < q->n_active; i++) {
+        const struct cli_seq *s = q->active[i];
+        kept += s->reserve - DL_MIN(s->reserve, dl_session_blocks(s->session));
+    }
+    const uint32_t n = dl_engine_free_blocks(q->e->engine);
+    return n - (uint32_t)DL_MIN(kept, n);
+}
+
+/* Room for `blocks`, of which a beginning that others hold, too, takes none. */
+static bool has_room(const struct cli_sched *q, const struct dl_tokens *t, uint32_t blocks)
+{
+    const uint32_t n = room(q);
+    return blocks <= n || blocks - dl_engine_shared_blocks(q->e->engine, t->v, t->len) <= n;
+}
+
+static bool fits_seq(const struct cli_sched *q, const struct cli_seq *s)
+{
+    return has_room(q, &s->tokens, blocks_of(q, &s->job->req, s->tokens.len, s->n_new));
+}
+
+static bool fits_next(const struct cli_sched *q, const struct cli_job *job)
+{
+    const struct dl_tokens *prompt = &job->prompts[job->n_admitted / job->req.n];
+    return has_room(q, prompt, blocks_of(q, &job->req, prompt->len, 0));
+}
+
+/* -------------------------------------------------------------------------------------------------------- turns */
+
+/* The job whose turn it is: the one that has the least in work; of those, whose client has; of those, the one that came first. With
+ * `that_fits`, of those for which there is room. Lock. */
+static struct cli_job *next_job(const struct cli_sched *q, bool that_fits)
 {
     struct cli_job *best = NULL;
     uint64_t least = UINT64_MAX;
@@ -92,7 +137,7 @@ static struct cli_job *next_job(const struct cli_sched *q)
         if (wait_for_prompt(j))
             continue;
         uint64_t n = (uint64_t)j->n_active << 32 | running_of(q, j->client);
-        if (n < least) {
+        if (n < least && (!that_fits || fits_next(q, j))) {
             least = n;
             best = j;
         }
@@ -104,6 +149,8 @@ static void count_active(struct cli_sched *q)
 {
     pthread_mutex_lock(&q->s->lock);
     q->s->n_running = q->n_active;
+    q->s->metrics.free_blocks = dl_engine_free_blocks(q->e->engine);
+    q->s->metrics.kv_blocks = q->e->info.kv_blocks;
     pthread_mutex_unlock(&q->s->lock);
 }
 
@@ -119,6 +166,7 @@ static int activate(struct cli_sched *q, struct cli_seq *s)
         q->s->metrics.cached_tokens += known;
         pthread_mutex_unlock(&q->s->lock);
     }
+    s->reserve = blocks_of(q, &s->job->req, s->tokens.len, s->n_new);
     q->active[q->n_active++] = s;
     s->job->n_active++;
     return DL_OK;
@@ -129,6 +177,7 @@ static int begin(struct cli_sched *q, struct cli_job *job)
 {
     struct cli_seq *s = &job->seqs[job->n_admitted];
     int err = cli_seq_init(s, job, job->n_admitted, &q->s->served);
+    s->began = ++q->n_begun;
     if (!err)
         err = activate(q, s);
     if (err)
@@ -160,52 +209,116 @@ bool cli_sched_stalls(const struct cli_sched *q, struct cli_job *job)
     return stalled;
 }
 
-/* Makes room for those who wait. What is lost can be evaluated again from its tokens. */
-static bool park_one(struct cli_sched *q)
+/* Its place is free. What is lost can be evaluated again from its tokens. */
+static void park(struct cli_sched *q, uint32_t i)
 {
-    for (uint32_t i = 0; i < q->n_active; i++) {
-        struct cli_seq *s = q->active[i];
-        if (!cli_sched_stalls(q, s->job))
-            continue;
-        dl_session_destroy(&s->session);
-        s->state = CLI_SEQ_PREFILL;
-        s->job->n_active--;
-        s->next = q->parked;
-        q->parked = s;
-        memmove(&q->active[i], &q->active[i + 1], (--q->n_active - i) * sizeof(struct cli_seq *));
-        return true;
-    }
+    struct cli_seq *s = q->active[i], **at = &q->parked;
+    dl_session_destroy(&s->session);
+    s->state = CLI_SEQ_PREFILL;
+    s->job->n_active--;
+    while (*at && (*at)->began < s->began)
+        at = &(*at)->next;
+    s->next = *at;
+    *at = s;
+    memmove(&q->active[i], &q->active[i + 1], (--q->n_active - i) * sizeof(struct cli_seq *));
+}
+
+/* One whose client does not read. */
+static bool park_idle(struct cli_sched *q)
+{
+    for (uint32_t i = 0; i < q->n_active; i++)
+        if (cli_sched_stalls(q, q->active[i]->job)) {
+            park(q, i);
+            return true;
+        }
     return false;
 }
 
-/* One whose client reads again. */
-static struct cli_seq *unpark(struct cli_sched *q)
+/* The oldest whose client reads. */
+static struct cli_seq **first_parked(struct cli_sched *q)
 {
-    for (struct cli_seq **at = &q->parked; *at; at = &(*at)->next) {
-        struct cli_seq *s = *at;
-        if (cli_sched_stalls(q, s->job))
-            continue;
-        *at = s->next;
-        return s;
+    struct cli_seq **at = &q->parked;
+    while (*at && cli_sched_stalls(q, (*at)->job))
+        at = &(*at)->next;
+    return at;
+}
+
+/* The job that is to begin: the one whose turn it is, or, where there is no room for it, another one a few times. */
+static struct cli_job *choose(struct cli_sched *q)
+{
+    pthread_mutex_lock(&q->s->lock);
+    struct cli_job *job = next_job(q, false);
+    if (job && q->n_active < q->most && job->passed < PASSES && !fits_next(q, job)) {
+        struct cli_job *other = next_job(q, true);
+        job->passed += other != NULL;
+        job = other ? other : job;
     }
-    return NULL;
+    pthread_mutex_unlock(&q->s->lock);
+    return job;
+}
+
+/* The next to begin, or to go on: those that were parked come first, and while there is no room for one of them, nobody else begins. */
+static bool admit_one(struct cli_sched *q)
+{
+    struct cli_seq **at = first_parked(q), *back = *at;
+    struct cli_job *job = back ? NULL : choose(q);
+    if (!back && !job)
+        return false;
+    while (q->n_active == q->most || !(back ? fits_seq(q, back) : fits_next(q, job)))
+        if (!park_idle(q))
+            return false;
+    char why[200];
+    cli_capture_begin(why, sizeof why, true);
+    if (back)
+        *first_parked(q) = back->next; /* others may have been parked meanwhile, but their clients do not read */
+    int err = back ? activate(q, back) : begin(q, job);
+    cli_capture_end();
+    if (err)
+        cli_sched_fail(q, back ? back->job : job, 500, why);
+    return true;
 }
 
 void cli_sched_admit(struct cli_sched *q)
 {
-    for (;;) {
-        pthread_mutex_lock(&q->s->lock);
-        struct cli_job *job = next_job(q);
-        pthread_mutex_unlock(&q->s->lock);
-        struct cli_seq *back = q->n_active < q->most ? unpark(q) : NULL;
-        if ((!job && !back) || (q->n_active == q->most && !park_one(q)))
-            break;
-        char why[200];
-        cli_capture_begin(why, sizeof why, true);
-        int err = back ? activate(q, back) : begin(q, job);
-        cli_capture_end();
-        if (err)
-            cli_sched_fail(q, back ? back->job : job, 500, why);
-    }
+    while (admit_one(q))
+        ;
     count_active(q);
+}
+
+/* The one to give up its place: one whose client does not read, else the youngest. */
+static uint32_t victim(const struct cli_sched *q)
+{
+    uint32_t at = 0;
+    for (uint32_t i = 0; i < q->n_active; i++) {
+        if (cli_sched_stalls(q, q->active[i]->job))
+            return i;
+        if (q->active[i]->began > q->active[at]->began)
+            at = i;
+    }
+    return at;
+}
+
+static void count_preempted(struct cli_sched *q)
+{
+    pthread_mutex_lock(&q->s->lock);
+    q->s->metrics.preempted++;
+    pthread_mutex_unlock(&q->s->lock);
+}
+
+void cli_sched_room(struct cli_sched *q)
+{
+    for (uint32_t i = 0; i < q->n_active;) {
+        struct cli_seq *s = q->active[i];
+        const uint32_t need = (uint32_t)dl_div_up((uint64_t)dl_session_len(s->session) + 1, DL_KV_BLOCK);
+        if (s->state != CLI_SEQ_DECODE || need <= s->reserve) {
+            i++;
+        } else if (room(q) >= need - s->reserve) {
+            s->reserve = need;
+            i++;
+        } else {
+            park(q, victim(q));
+            count_preempted(q);
+            i = 0;
+        }
+    }
 }
