@@ -76,7 +76,8 @@ static const struct cli_command commands[] = {
 
 static const char environment[] = "environment:\n"
                                   "  DLLAMA_THREADS   threads of the CPU device\n"
-                                  "  DLLAMA_CPU       most advanced CPU kernels to use: ref, avx2, avxvnni, avx512\n"
+                                  "  DLLAMA_CPU       most advanced CPU kernels to use: ref, avx2, avxvnni, avx512,\n"
+                                  "                   on ARM neon, dotprod\n"
                                   "  DLLAMA_KEY_FILE  cluster key, as --key\n"
                                   "  DLLAMA_CACHE_DIR where compiled kernels and workers' weights are kept\n"
                                   "  NO_COLOR         no colours\n";

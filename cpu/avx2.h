@@ -1,14 +1,19 @@
 /* SPDX-License-Identifier: MIT
  *
  * cpu/avx2.h: what the AVX2/FMA/F16C kernels share: loads of any alignment, row tails, sums, exp, the Q80 block.
- * Only avx*.c includes it, and only those files are compiled for AVX2 (avxvnni*.c, avx512*.c: and more), with contraction
- * off: a product that is summed without _mm256_fmadd_ps is rounded first, as the exact ops demand.
+ * Only avx*.c and the like for ARM include it, and only those files are compiled for AVX2 (avxvnni*.c, avx512*.c: and more), with
+ * contraction off: a product that is summed without _mm256_fmadd_ps is rounded first, as the exact ops demand. On ARM avx2*.c, but for
+ * avx2_dot_q.c, are made of the words of AVX2 that neon.h has, and so give the same bits.
  */
 #ifndef CPU_AVX2_H
 #define CPU_AVX2_H
 
-#include <immintrin.h>
 #include <string.h>
+#ifdef __aarch64__
+#include "neon.h"
+#else
+#include <immintrin.h>
+#endif
 
 #include "kernels.h"
 
@@ -67,10 +72,6 @@ void cpu_avx2_matmul_q(const struct cpu_task *task, uint32_t unit0, uint32_t uni
 AVX2_INLINE __m128i avx2_load128(const void *p)
 {
     return _mm_loadu_si128((const __m128i *)p);
-}
-AVX2_INLINE __m256i avx2_load256(const void *p)
-{
-    return _mm256_loadu_si256((const __m256i *)p);
 }
 
 AVX2_INLINE int16_t avx2_i16(const void *p)
@@ -185,6 +186,21 @@ AVX2_INLINE __m256 avx2_q80_at(const uint8_t *row, uint32_t i)
     return _mm256_mul_ps(_mm256_cvtepi32_ps(q), avx2_scale(b));
 }
 
+#ifndef __aarch64__
+/* 32 integers within -128 .. 127 as bytes. */
+AVX2_INLINE void avx2_put_bytes(uint8_t *p, const __m256i q[4])
+{
+    /* the packs work per 128-bit half: dwords come out as 0 2 4 6 1 3 5 7 */
+    __m256i b = _mm256_packs_epi16(_mm256_packs_epi32(q[0], q[1]), _mm256_packs_epi32(q[2], q[3]));
+    b = _mm256_permutevar8x32_epi32(b, _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7));
+    _mm256_storeu_si256((__m256i *)(void *)p, b);
+}
+AVX2_INLINE __m256i avx2_load256(const void *p)
+{
+    return _mm256_loadu_si256((const __m256i *)p);
+}
+#endif
+
 /* One Q80 block of 32 values: bit for bit what dl_row_from_f32 writes, also for zeros, infinities and NaN. */
 AVX2_INLINE void avx2_q80_put(const __m256 v[4], uint8_t *p)
 {
@@ -205,10 +221,7 @@ AVX2_INLINE void avx2_q80_put(const __m256 v[4], uint8_t *p)
     __m256i q[4];
     for (int i = 0; i < 4; i++)
         q[i] = _mm256_cvtps_epi32(_mm256_min_ps(_mm256_max_ps(_mm256_mul_ps(v[i], k), lo), hi));
-    /* the packs work per 128-bit half: dwords come out as 0 2 4 6 1 3 5 7 */
-    __m256i b = _mm256_packs_epi16(_mm256_packs_epi32(q[0], q[1]), _mm256_packs_epi32(q[2], q[3]));
-    b = _mm256_permutevar8x32_epi32(b, _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7));
-    _mm256_storeu_si256((__m256i *)(p + 2), b);
+    avx2_put_bytes(p + 2, q);
 }
 
 /* f32 to f16 as dl_f32_to_f16 does it: every NaN becomes the one quiet NaN of its sign. */

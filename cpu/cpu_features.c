@@ -28,7 +28,7 @@ static bool all(unsigned have, unsigned need)
 }
 
 /* Each set with what it takes of CPU and system: XCR0 says which registers the system saves. */
-static unsigned detect_avx(void)
+static unsigned detect(void)
 {
     enum { FMA = 1u << 12, OSXSAVE = 1u << 27, AVX = 1u << 28, F16C = 1u << 29 }; /* leaf 1, ecx */
     enum { AVX2 = 1u << 5, F = 1u << 16, DQ = 1u << 17, BW = 1u << 30 };          /* leaf 7, ebx */
@@ -47,8 +47,25 @@ static unsigned detect_avx(void)
         found |= CPU_ISA_AVXVNNI;
     return found & BUILT;
 }
+#elif defined(CPU_HAVE_NEON)
+#ifdef __linux__
+#include <sys/auxv.h>
+#endif
+
+/* NEON is part of every 64-bit ARM. */
+static unsigned detect(void)
+{
+#if defined(__ARM_FEATURE_DOTPROD) /* taken for granted by the compiler: so it is on every Mac */
+    return CPU_ISA_NEON | CPU_ISA_DOTPROD;
+#elif defined(__linux__)
+    enum { ASIMDDP = 1u << 20 };
+    return CPU_ISA_NEON | (getauxval(AT_HWCAP) & ASIMDDP ? CPU_ISA_DOTPROD : 0u);
 #else
-static unsigned detect_avx(void)
+    return CPU_ISA_NEON;
+#endif
+}
+#else
+static unsigned detect(void)
 {
     return 0;
 }
@@ -57,18 +74,21 @@ static unsigned detect_avx(void)
 static const struct {
     const char *name;
     unsigned bit;
-} isas[] = {{"ref", CPU_ISA_REF}, {"avx2", CPU_ISA_AVX2}, {"avxvnni", CPU_ISA_AVXVNNI}, {"avx512", CPU_ISA_AVX512}};
-#define KNOWN "ref, avx2, avxvnni, avx512"
+} isas[] = {{"ref", CPU_ISA_REF},       {"avx2", CPU_ISA_AVX2}, {"avxvnni", CPU_ISA_AVXVNNI},
+            {"avx512", CPU_ISA_AVX512}, {"neon", CPU_ISA_NEON}, {"dotprod", CPU_ISA_DOTPROD}};
+#define KNOWN "ref, avx2, avxvnni, avx512, neon, dotprod"
 
 unsigned cpu_isa_detect(void)
 {
-    return CPU_ISA_REF | detect_avx();
+    return CPU_ISA_REF | detect();
 }
 
 const char *dl_cpu_isas(void)
 {
     static const char *const names[] = {"ref avx2", "ref avx2 avxvnni", "ref avx2 avx512", "ref avx2 avxvnni avx512"};
     unsigned have = cpu_isa_detect();
+    if (have & CPU_ISA_NEON)
+        return have & CPU_ISA_DOTPROD ? "ref neon dotprod" : "ref neon";
     return have & CPU_ISA_AVX2 ? names[have / CPU_ISA_AVXVNNI] : "ref";
 }
 

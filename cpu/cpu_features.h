@@ -7,8 +7,15 @@
 #define CPU_FEATURES_H
 
 /* In ascending order: a higher one includes ref and avx2. avxvnni is AVX-VNNI; avx512 is AVX-512 F, BW, DQ, VL and VNNI. A CPU may
- * have either without the other. */
-enum { CPU_ISA_REF = 1, CPU_ISA_AVX2 = 2, CPU_ISA_AVXVNNI = 4, CPU_ISA_AVX512 = 8 };
+ * have either without the other. On ARM neon stands for avx2; dotprod includes it. */
+enum {
+    CPU_ISA_REF = 1,
+    CPU_ISA_AVX2 = 2,
+    CPU_ISA_AVXVNNI = 4,
+    CPU_ISA_AVX512 = 8,
+    CPU_ISA_NEON = 16,
+    CPU_ISA_DOTPROD = 32
+};
 
 unsigned cpu_isa_detect(void); /* bits; asks the CPU each time */
 

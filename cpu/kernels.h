@@ -4,7 +4,7 @@
  * result never depends on how units are dealt out, so a batch gives the same bits for any number of threads.
  *
  * ref.c defines every op (plain C, double accumulation). The files of an instruction set override what it is faster at:
- * avx2*.c, avxvnni*.c, avx512*.c. A pick function returns NULL for what it has no kernel for; the device takes the best that is allowed.
+ * avx2*.c, avxvnni*.c, avx512*.c; on ARM avx2*.c again (neon.h), neon*.c and dotprod*.c. A pick function returns NULL for what it has no kernel for; the device takes the best that is allowed.
  */
 #ifndef CPU_KERNELS_H
 #define CPU_KERNELS_H
@@ -34,6 +34,7 @@ cpu_kernel *cpu_ref_pick(const struct dl_op *op);
 cpu_kernel *cpu_avx2_pick(const struct dl_op *op);
 cpu_kernel *cpu_avxvnni_pick(const struct dl_op *op); /* gives the same bits as avx2 */
 cpu_kernel *cpu_avx512_pick(const struct dl_op *op);  /* likewise */
+cpu_kernel *cpu_dotprod_pick(const struct dl_op *op); /* likewise */
 
 /* How an op is cut. Unit u is, by opcode:
  *   MATMUL       output rows [u / groups * CPU_TILE, ...) of the weight, tokens [u % groups * CPU_GROUP, ...),

@@ -10,7 +10,7 @@
 
 bool cpu_packs(unsigned isa, const struct dl_buf_desc *desc)
 {
-    return isa & CPU_ISA_AVX2 && desc->use == DL_BUF_WEIGHT && dl_type_quantised(desc->type);
+    return isa & (CPU_ISA_AVX2 | CPU_ISA_NEON) && desc->use == DL_BUF_WEIGHT && dl_type_quantised(desc->type);
 }
 
 bool cpu_pack_bytes(const struct dl_buf_desc *desc, uint64_t *bytes)

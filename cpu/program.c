@@ -52,6 +52,9 @@ static const struct {
 #ifdef CPU_HAVE_AVX2
     {CPU_ISA_AVX2, cpu_avx2_pick},
 #endif
+#ifdef CPU_HAVE_NEON
+    {CPU_ISA_DOTPROD, cpu_dotprod_pick}, {CPU_ISA_NEON, cpu_avx2_pick}, /* neon.h */
+#endif
     {CPU_ISA_REF, cpu_ref_pick},
 };
 

@@ -19,6 +19,12 @@ for header in $(find engine cpu transport shaders cli tests -name '*.h' 2>/dev/n
         *) continue ;;
         esac
         ;;
+    cpu/neon*)
+        case $("$cc" -dumpmachine) in
+        aarch64*) ;;
+        *) continue ;;
+        esac
+        ;;
     shaders/vulkan/*)
         if ! echo '#include <volk.h>' | "$cc" -fsyntax-only -x c - 2>/dev/null; then
             echo "SKIPPED PART: $header: volk is not installed"

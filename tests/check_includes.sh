@@ -41,7 +41,7 @@ function may_system(part, file, h) {
     if (part == "contracts") return 0
     if (part == "dl_base") return (file ~ /\/os\.c$/ && (h in os)) || (h == "xxhash.h" && file ~ /\/base\.c$/)
     if (part == "dl_engine") return (h == "pcre2.h" && file ~ /^engine\/text\//) || (h == "dirent.h" && file ~ /^engine\/text\//) || (h == "xxhash.h" && file ~ /^engine\/run\/digest\.c$/)
-    if (part == "dl_cpu") return h == "pthread.h" || (h in simd) || h == "unistd.h" || h == "sched.h"
+    if (part == "dl_cpu") return h == "pthread.h" || (h in simd) || h == "unistd.h" || h == "sched.h" || (h == "sys/auxv.h" && file ~ /\/cpu_features\.c$/)
     if (part == "dl_transport") return h == "pthread.h" || h == "uv.h" || h ~ /^openssl\//
     if (part == "dl_vulkan") return h == "pthread.h" || h == "volk.h" || h ~ /^vulkan\// || h ~ /^glslang\//
     if (file ~ /^cli\/server\// && (h == "microhttpd.h" || h == "pthread.h" || h == "netdb.h" || h == "netinet/in.h")) return 1

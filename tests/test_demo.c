@@ -6,6 +6,7 @@
  */
 #include "common.h"
 
+#include "cpu_sets.h"
 #include "demo.h"
 #include "dl/sampler.h"
 #include "dl/session.h"
@@ -263,14 +264,6 @@ static void check_recital(const char *isa, enum dl_type kv_type, bool all)
     stage_close(&s);
 }
 
-static bool have_isa(const char *isa)
-{
-    for (const char *p = dl_cpu_isas(); *p; p += strcspn(p, " "), p += *p == ' ')
-        if (strcspn(p, " ") == strlen(isa) && !strncmp(p, isa, strlen(isa)))
-            return true;
-    return false;
-}
-
 static void test_recital_ref(void **state)
 {
     (void)state;
@@ -281,7 +274,7 @@ static void test_recital_ref(void **state)
 
 static void recital(const char *isa)
 {
-    if (!have_isa(isa)) {
+    if (!has_cpu_set(isa)) {
         fprintf(stderr, "SKIPPED: this CPU has no %s\n", isa);
         skip();
     }
@@ -290,23 +283,25 @@ static void recital(const char *isa)
     check_recital(isa, DL_Q80, false);
 }
 
-static void test_recital_avx2(void **state)
+static void test_recital_fast(void **state)
 {
     (void)state;
-    recital("avx2");
+    recital(cpu_sets[0]);
 }
 
-static void test_recital_avxvnni(void **state)
+static void test_recital_faster(void **state)
 {
     (void)state;
-    recital("avxvnni");
+    recital(cpu_sets[1]);
 }
 
-static void test_recital_avx512(void **state)
+#ifndef __aarch64__
+static void test_recital_fastest(void **state)
 {
     (void)state;
-    recital("avx512");
+    recital(cpu_sets[2]);
 }
+#endif
 
 /* Cut over several devices, up to one head each, evenly or not: each holds what no other has, so all must be right. */
 static void test_recital_in_slices(void **state)
@@ -384,9 +379,11 @@ int main(void)
         cmocka_unit_test(test_two_words_tell_the_place_and_one_does_not),
         cmocka_unit_test(test_a_word_is_a_token),
         cmocka_unit_test(test_recital_ref),
-        cmocka_unit_test(test_recital_avx2),
-        cmocka_unit_test(test_recital_avxvnni),
-        cmocka_unit_test(test_recital_avx512),
+        cmocka_unit_test(test_recital_fast),
+        cmocka_unit_test(test_recital_faster),
+#ifndef __aarch64__
+        cmocka_unit_test(test_recital_fastest),
+#endif
         cmocka_unit_test(test_recital_in_slices),
         cmocka_unit_test(test_attention_is_needed),
         cmocka_unit_test(test_every_slice_of_the_ffn_is_needed),

@@ -8,8 +8,8 @@
 
 #include <math.h>
 
-#include "dl/device.h"
 #include "dl/model.h"
+#include "cpu_sets.h"
 #include "e2e.h"
 #include "tempdir.h"
 
@@ -25,14 +25,9 @@
 #define FEW 0
 #endif
 
-static bool has(const char *isa)
+static bool is_fast(void)
 {
-    return strstr(dl_cpu_isas(), isa) != NULL;
-}
-
-static bool has_avx2(void)
-{
-    return has("avx2");
+    return has_cpu_set(cpu_sets[0]);
 }
 
 static void assert_ok(const struct e2e *r, const char *what)
@@ -95,10 +90,10 @@ static void stories_from_both_formats(void **state)
     static const char *const threads[] = {"1", "2", "3"};
     for (size_t m = 0; m < DL_COUNT_OF(models); m++)
         for (size_t t = FEW ? 2 : 0; t < DL_COUNT_OF(threads); t++) {
-            if (!FEW || !has_avx2())
+            if (!FEW || !is_fast())
                 tell_stories(models[m], "ref", threads[t]);
-            if (has_avx2())
-                tell_stories(models[m], "avx2", threads[t]);
+            if (is_fast())
+                tell_stories(models[m], cpu_sets[0], threads[t]);
         }
 }
 
@@ -208,23 +203,22 @@ static void refs_ids_and_logits(void **state)
     (void)data;
     char dir[TEMPDIR_LEN];
     make_dir(dir);
-    static const char *const above[] = {"avxvnni", "avx512"};
     for (size_t i = 0; i < DL_COUNT_OF(refs); i++) {
         free(one_ref(refs[i], "ref", dir));
-        if (!has_avx2())
+        if (!is_fast())
             continue;
-        char *avx2 = one_ref(refs[i], "avx2", dir);
-        for (size_t j = 0; j < DL_COUNT_OF(above); j++) { /* nodes of one cluster may have different ones */
-            if (!has(above[j])) {
-                fprintf(stderr, "SKIPPED PART: this CPU has no %s\n", above[j]);
+        char *first = one_ref(refs[i], cpu_sets[0], dir);
+        for (size_t j = 1; j < DL_COUNT_OF(cpu_sets); j++) { /* nodes of one cluster may have different ones */
+            if (!has_cpu_set(cpu_sets[j])) {
+                fprintf(stderr, "SKIPPED PART: this CPU has no %s\n", cpu_sets[j]);
                 continue;
             }
-            char *same = one_ref(refs[i], above[j], dir);
-            if (memcmp(same, avx2, REF_ROWS * REF_VOCAB * sizeof(float)))
-                fail_msg("%s: logits of %s are not those of avx2", refs[i], above[j]);
+            char *same = one_ref(refs[i], cpu_sets[j], dir);
+            if (memcmp(same, first, REF_ROWS * REF_VOCAB * sizeof(float)))
+                fail_msg("%s: logits of %s are not those of %s", refs[i], cpu_sets[j], cpu_sets[0]);
             free(same);
         }
-        free(avx2);
+        free(first);
     }
     remove_dir(dir);
 }
@@ -336,9 +330,9 @@ static void synthetic_from_both_formats(void **state)
     snprintf(m, sizeof m, "%s/tiny.m", dir);
     snprintf(gguf, sizeof gguf, "%s/tiny.gguf", dir);
 
-    static const char *const isas[] = {"ref", "avx2"};
+    const char *const isas[] = {"ref", cpu_sets[0]};
     for (size_t i = 0; i < DL_COUNT_OF(isas); i++) {
-        if (i && !has_avx2())
+        if (i && !is_fast())
             continue;
         setenv("DLLAMA_CPU", isas[i], 1);
         struct e2e a, b;
@@ -365,9 +359,9 @@ static void demo_recites(void **state)
 {
     (void)state;
     NEED_BIN();
-    static const char *const isas[] = {"ref", "avx2"};
+    const char *const isas[] = {"ref", cpu_sets[0]};
     for (size_t i = 0; i < DL_COUNT_OF(isas); i++) {
-        if (i && !has_avx2())
+        if (i && !is_fast())
             continue;
         setenv("DLLAMA_CPU", isas[i], 1);
         struct e2e r;

@@ -3,6 +3,7 @@
  * tests/test_ops.c: every op on every device and kernel variant, over edge shapes, against the formulas (ops_oracle.h).
  * A device is one row of the table that open_devices() fills, and is only used through dl/device.h.
  */
+#include "cpu_sets.h"
 #include "ops_build.h"
 #include "ops_case.h"
 #include "ops_oracle.h"
@@ -41,16 +42,11 @@ static int add_vulkan_devices(void)
     return 0;
 }
 
-static void say_what_is_missing(const char *isas)
+static void say_what_is_missing(void)
 {
-#if defined(__x86_64__)
-    static const char *const all[] = {"avx2", "avxvnni", "avx512"};
-    for (size_t i = 0; i < DL_COUNT_OF(all); i++)
-        if (!strstr(isas, all[i]))
-            printf("SKIPPED PART: no %s here\n", all[i]);
-#else
-    (void)isas;
-#endif
+    for (size_t i = 0; i < DL_COUNT_OF(cpu_sets); i++)
+        if (!has_cpu_set(cpu_sets[i]))
+            printf("SKIPPED PART: no %s here\n", cpu_sets[i]);
 }
 
 static int open_devices(void **state)
@@ -58,11 +54,11 @@ static int open_devices(void **state)
     (void)state;
     char isas[128], *save = NULL;
     snprintf(isas, sizeof isas, "%s", dl_cpu_isas());
-    say_what_is_missing(isas);
-    int avx2 = -1; /* its first row: avxvnni and avx512 give the same bits */
+    say_what_is_missing();
+    int basic = -1; /* the first row of cpu_sets[0] */
     for (char *isa = strtok_r(isas, " ", &save); isa; isa = strtok_r(NULL, " ", &save)) {
         static const uint32_t threads[] = {2, 1, 3};
-        int first = !strncmp(isa, "avx", 3) ? avx2 : -1;
+        int first = basic;
         for (size_t i = 0; i < DL_COUNT_OF(threads); i++) {
             struct dl_cpu_opts opts = {.threads = threads[i], .isa = isa};
             dl_device *dev = NULL;
@@ -71,8 +67,8 @@ static int open_devices(void **state)
             int row = add_device(dev, first);
             first = first < 0 ? row : first;
         }
-        if (!strcmp(isa, "avx2"))
-            avx2 = first;
+        if (!strcmp(isa, cpu_sets[0]))
+            basic = first;
     }
     return add_vulkan_devices();
 }
