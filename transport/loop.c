@@ -5,7 +5,8 @@
  * `own` is the loop; who holds it may touch libuv. `gate` guards who wants it: the loop's thread stays out while others wait for it or a
  * thread that drives has a lease. `posted` and `asleep` are Dekker's handshake, both sequentially consistent: who has work
  * stores `posted` and then reads `asleep`, who is about to sleep stores `asleep` and then reads `posted`, so at least one of them
- * sees the other, and an eventfd is written only when somebody sleeps.
+ * sees the other, and an eventfd is written only when somebody sleeps. So are `wanted` and `asleep`, for who wants the loop
+ * itself: that is no work, which whoever holds the loop would have done before he sleeps with it all the same.
  */
 #include "loop.h"
 
@@ -46,6 +47,7 @@ struct tp_loop {
     bool quit;
 
     atomic_bool posted, asleep;
+    atomic_uint wanted; /* threads that wait for `own` */
     atomic_bool leased; /* the loop's thread is out, and because of a lease */
 };
 
@@ -72,7 +74,8 @@ static bool spins(const struct tp_loop *l)
     return false;
 }
 
-void tp_loop_turn(struct tp_loop *l, bool block)
+/* gives_way: does not sleep while others want the loop, but lets go of it then. */
+static void turn(struct tp_loop *l, bool block, bool gives_way)
 {
     run_posted(l);
     if (!block || spins(l)) {
@@ -80,8 +83,14 @@ void tp_loop_turn(struct tp_loop *l, bool block)
         return;
     }
     atomic_store(&l->asleep, true);
-    uv_run(&l->uv, atomic_load(&l->posted) ? UV_RUN_NOWAIT : UV_RUN_ONCE);
+    const bool stays = atomic_load(&l->posted) || (gives_way && atomic_load(&l->wanted));
+    uv_run(&l->uv, stays ? UV_RUN_NOWAIT : UV_RUN_ONCE);
     atomic_store(&l->asleep, false);
+}
+
+void tp_loop_turn(struct tp_loop *l, bool block)
+{
+    turn(l, block, false);
 }
 
 /* While the loop's thread is out on a lease and nobody drives: what is posted leaves at once, by the thread that posted it. Whatever
@@ -116,10 +125,11 @@ static void enter(struct tp_loop *l, uint64_t lease_ns)
     l->lease_until = lease_ns ? dl_now_ns() + lease_ns : l->lease_until;
     pthread_mutex_unlock(&l->gate);
     if (pthread_mutex_trylock(&l->own)) {
-        atomic_store(&l->posted, true);
+        atomic_fetch_add(&l->wanted, 1);
         if (atomic_load(&l->asleep))
             (void)uv_async_send(&l->async);
         pthread_mutex_lock(&l->own);
+        atomic_fetch_sub(&l->wanted, 1);
     }
 }
 
@@ -210,7 +220,7 @@ void tp_loop_drive(struct tp_loop *l, bool (*done)(void *ud), void *ud, uint64_t
         uint64_t now = deadline == UINT64_MAX ? 0 : dl_now_ns();
         if (done(ud) || now >= deadline || others_want_it(l))
             break;
-        tp_loop_turn(l, false);
+        turn(l, false, true);
         if (done(ud))
             break;
         if (stay_awake(&patience))
@@ -219,7 +229,7 @@ void tp_loop_drive(struct tp_loop *l, bool (*done)(void *ud), void *ud, uint64_t
             uv_update_time(&l->uv);
             armed = !uv_timer_start(&l->alarm, alarm_rings, (deadline - now + 999999) / 1000000, 0);
         }
-        tp_loop_turn(l, true);
+        turn(l, true, true);
     }
     if (armed)
         uv_timer_stop(&l->alarm);
@@ -289,7 +299,7 @@ static void *run(void *arg)
     struct tp_loop *l = arg;
     while (may_hold(l)) {
         pthread_mutex_lock(&l->own);
-        tp_loop_turn(l, true);
+        turn(l, true, true);
         pthread_mutex_unlock(&l->own);
     }
     pthread_mutex_lock(&l->own);
