@@ -9,7 +9,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { IN_BYTES = 64 * 1024, DIRECT_BYTES = 32 * 1024, STAGE_BYTES = 16384 };
+enum { IN_BYTES = 64 * 1024, DIRECT_BYTES = 32 * 1024, STAGE_BYTES = 16384, PLAIN_BYTES = 16384 };
 
 /* ------------------------------------------------------------------------------------------------------ conf */
 
@@ -62,6 +62,7 @@ static void closed(uv_handle_t *handle)
     tp_tls_destroy(&l->tls);
     free(l->q);
     free(l->in);
+    free(l->plain);
     free(l->stage);
     free(l->sealed);
     free(l);
@@ -135,7 +136,8 @@ static void greeted(struct tp_link *l)
     }
     l->state = TP_SHAKING;
     l->tls = tp_tls_create(l->conf->tls, !l->dialed);
-    if (!l->tls)
+    l->plain = dl_calloc(1, PLAIN_BYTES);
+    if (!l->tls || !l->plain)
         tp_link_fail(l, DL_ENOMEM, "out of memory");
 }
 
@@ -232,19 +234,40 @@ static bool go_on(struct tp_link *l, int r)
     return !r;
 }
 
+/* Decrypts the next record: large payloads to where they go, else to `plain`. Small ones in one piece with their heads, since each call
+ * of TLS costs more than it copies. False: nothing more now. */
+static bool unseal(struct tp_link *l)
+{
+    uint8_t *p;
+    size_t cap;
+    if (!go_on(l, tp_reader_want(&l->reader, &p, &cap)))
+        return false;
+    const bool direct = cap >= PLAIN_BYTES;
+    const int n = tp_tls_read(l->tls, direct ? p : l->plain, direct ? cap : PLAIN_BYTES);
+    if (n < 0)
+        tp_link_fail(l, DL_EPEER, "its stream is not what the key makes of it, or has ended");
+    if (n <= 0)
+        return false;
+    if (direct)
+        return go_on(l, tp_reader_got(&l->reader, (size_t)n));
+    l->plain_at = 0;
+    l->plain_len = (size_t)n;
+    return true;
+}
+
 /* Frames out of what has been decrypted. */
 static void take_sealed(struct tp_link *l)
 {
-    for (;;) {
-        uint8_t *p;
-        size_t cap;
-        if (!go_on(l, tp_reader_want(&l->reader, &p, &cap)))
-            return;
-        int n = tp_tls_read(l->tls, p, cap);
-        if (n < 0)
-            tp_link_fail(l, DL_EPEER, "its stream is not what the key makes of it, or has ended");
-        if (n <= 0 || !go_on(l, tp_reader_got(&l->reader, (size_t)n)))
-            break;
+    bool more = true;
+    while (more) {
+        if (l->plain_at == l->plain_len) {
+            more = unseal(l) && (l->plain_at < l->plain_len || tp_tls_more(l->tls));
+            continue;
+        }
+        size_t used;
+        int r = tp_reader_feed(&l->reader, l->plain + l->plain_at, l->plain_len - l->plain_at, &used);
+        l->plain_at += used;
+        more = go_on(l, r) && tp_tls_more(l->tls);
     }
     if (l->state != TP_CLOSING)
         tp_link_flush(l); /* TLS may have something to say of its own */

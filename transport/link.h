@@ -76,6 +76,8 @@ struct tp_link {
     struct tp_reader reader;
     uint8_t *in; /* what was read and not yet taken: in[in_at .. in_len) */
     size_t in_at, in_len;
+    uint8_t *plain; /* with TLS, a record that was decrypted and is not yet taken: plain[plain_at .. plain_len) */
+    size_t plain_at, plain_len;
 
     struct tp_out *q; /* q[q_head .. q_len) */
     size_t q_head, q_len, q_cap;

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: MIT
  *
- * transport/tls.c: tls.h on OpenSSL, with memory BIOs on both ends.
+ * transport/tls.c: tls.h on OpenSSL. Both ends of a connection are buffers here, behind a BIO of our own: that of OpenSSL clears its memory
+ * each time it is empty, all that it ever held, which after a large frame takes longer than to encrypt a small one.
  */
 #include "tls.h"
 
@@ -19,10 +20,16 @@ struct tp_tls_ctx {
     struct dl_key key;
 };
 
+/* Bytes v[at .. len). */
+struct bytes {
+    uint8_t *v;
+    size_t at, len, cap;
+};
+
 struct tp_tls {
     SSL *ssl;
-    BIO *in, *out; /* ssl's */
-    size_t taken;  /* of what is in `out` */
+    BIO_METHOD *method;
+    struct bytes in, out; /* from the socket; for it */
 };
 
 /* The PSK's name on the wire. It tells nothing of the key. */
@@ -116,23 +123,79 @@ void tp_tls_ctx_destroy(struct tp_tls_ctx **ctx)
     *ctx = NULL;
 }
 
+/* ------------------------------------------------------------------------------------------------------ both ends */
+
+static int bytes_add(struct bytes *b, const void *v, size_t n)
+{
+    if (b->at == b->len)
+        b->at = b->len = 0;
+    if (b->at && b->len + n > b->cap) {
+        memmove(b->v, b->v + b->at, b->len - b->at);
+        b->len -= b->at;
+        b->at = 0;
+    }
+    void *grown = b->v;
+    int err = dl_grow(&grown, &b->cap, b->len + n, 1);
+    b->v = grown;
+    if (!err && n)
+        memcpy(b->v + b->len, v, n);
+    b->len += err ? 0 : n;
+    return err;
+}
+
+static int bio_read(BIO *bio, char *to, int most)
+{
+    struct bytes *b = &((struct tp_tls *)BIO_get_data(bio))->in;
+    const size_t n = DL_MIN(b->len - b->at, most > 0 ? (size_t)most : 0);
+    BIO_clear_retry_flags(bio);
+    if (!n) {
+        BIO_set_retry_read(bio);
+        return -1;
+    }
+    memcpy(to, b->v + b->at, n);
+    b->at += n;
+    return (int)n;
+}
+
+static int bio_write(BIO *bio, const char *from, int n)
+{
+    struct tp_tls *tls = BIO_get_data(bio);
+    BIO_clear_retry_flags(bio);
+    return n >= 0 && !bytes_add(&tls->out, from, (size_t)n) ? n : -1;
+}
+
+static long bio_ctrl(BIO *bio, int what, long n, void *p)
+{
+    (void)bio, (void)n, (void)p;
+    return what == BIO_CTRL_FLUSH;
+}
+
+static BIO *bio_create(struct tp_tls *tls)
+{
+    tls->method = BIO_meth_new(BIO_TYPE_SOURCE_SINK, "dllama-vk link");
+    if (!tls->method || !BIO_meth_set_read(tls->method, bio_read) || !BIO_meth_set_write(tls->method, bio_write) ||
+        !BIO_meth_set_ctrl(tls->method, bio_ctrl))
+        return NULL;
+    BIO *bio = BIO_new(tls->method);
+    if (bio) {
+        BIO_set_data(bio, tls);
+        BIO_set_init(bio, 1);
+    }
+    return bio;
+}
+
 struct tp_tls *tp_tls_create(struct tp_tls_ctx *ctx, bool server)
 {
     struct tp_tls *t = dl_xcalloc(1, sizeof *t);
     t->ssl = SSL_new(ctx->ssl);
-    t->in = BIO_new(BIO_s_mem());
-    t->out = BIO_new(BIO_s_mem());
-    if (!t->ssl || !t->in || !t->out) {
-        BIO_free(t->in);
-        BIO_free(t->out);
-        SSL_free(t->ssl);
-        free(t);
+    BIO *bio = t->ssl ? bio_create(t) : NULL;
+    if (!bio) {
+        tp_tls_destroy(&t);
         ERR_clear_error();
         (void)dl_fail(DL_ENOMEM, "tls: out of memory");
         return NULL;
     }
-    BIO_set_mem_eof_return(t->in, -1);
-    SSL_set_bio(t->ssl, t->in, t->out);
+    SSL_set_bio(t->ssl, bio, bio);
     if (server) {
         SSL_set_accept_state(t->ssl);
     } else {
@@ -144,44 +207,34 @@ struct tp_tls *tp_tls_create(struct tp_tls_ctx *ctx, bool server)
 
 void tp_tls_destroy(struct tp_tls **tls)
 {
-    if (!*tls)
+    struct tp_tls *t = *tls;
+    if (!t)
         return;
-    SSL_free((*tls)->ssl);
-    free(*tls);
     *tls = NULL;
+    SSL_free(t->ssl); /* and its BIO, which still takes the method */
+    BIO_meth_free(t->method);
+    free(t->in.v);
+    free(t->out.v);
+    free(t);
 }
 
 int tp_tls_put(struct tp_tls *tls, const uint8_t *bytes, size_t n)
 {
-    while (n) {
-        int part = BIO_write(tls->in, bytes, (int)DL_MIN(n, (size_t)INT_MAX));
-        if (part <= 0) {
-            ERR_clear_error();
-            return dl_fail(DL_ENOMEM, "tls: no memory for %zu bytes", n);
-        }
-        bytes += part;
-        n -= (size_t)part;
-    }
-    return DL_OK;
+    return bytes_add(&tls->in, bytes, n);
 }
 
 size_t tp_tls_out(struct tp_tls *tls, const uint8_t **bytes)
 {
-    char *p = NULL;
-    long n = BIO_get_mem_data(tls->out, &p);
-    *bytes = (const uint8_t *)p + tls->taken;
-    return n < 0 ? 0 : (size_t)n - tls->taken;
+    *bytes = tls->out.v ? tls->out.v + tls->out.at : NULL;
+    return tls->out.len - tls->out.at;
 }
 
 void tp_tls_took(struct tp_tls *tls, size_t n)
 {
-    char *p;
-    tls->taken += n;
-    if ((long)tls->taken < BIO_get_mem_data(tls->out, &p))
-        return;
-    (void)BIO_reset(tls->out);
-    tls->taken = 0;
+    tls->out.at += n;
 }
+
+/* ------------------------------------------------------------------------------------------------------ TLS */
 
 /* Why the handshake failed, in words that help. */
 static const char *reason(const struct tp_tls *tls)
@@ -223,6 +276,11 @@ int tp_tls_read(struct tp_tls *tls, uint8_t *p, size_t n)
     r = SSL_get_error(tls->ssl, r) == SSL_ERROR_WANT_READ ? 0 : DL_EFORMAT;
     ERR_clear_error();
     return r;
+}
+
+bool tp_tls_more(struct tp_tls *tls)
+{
+    return tls->in.at < tls->in.len || SSL_pending(tls->ssl) > 0;
 }
 
 int tp_tls_write(struct tp_tls *tls, const uint8_t *p, size_t n)

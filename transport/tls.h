@@ -32,6 +32,8 @@ void tp_tls_took(struct tp_tls *tls, size_t n);
 int tp_tls_handshake(struct tp_tls *tls, const char **why);
 /* Plain bytes: how many, 0 when more has to come, < 0 (not logged) when the peer broke or ended the stream. */
 int tp_tls_read(struct tp_tls *tls, uint8_t *p, size_t n);
+/* Has anything been put that tp_tls_read could still take? If not, it would return 0, and that is much slower than asking. */
+bool tp_tls_more(struct tp_tls *tls);
 /* n > 0 bytes become records in tp_tls_out. */
 int tp_tls_write(struct tp_tls *tls, const uint8_t *p, size_t n);
 
