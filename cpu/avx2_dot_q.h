@@ -50,7 +50,9 @@ enum {
     LANES = CPU_TILE / HALVES,
     CODES = 2,     /* where the codes start in a Q80 block */
     INPUTS = 2048, /* blocks of tokens that are held at once */
-    SCALE_BYTES = 2 * CPU_TILE
+    SCALE_BYTES = 2 * CPU_TILE,
+    FETCH_FROM = 4, /* tokens: with fewer a core does little but wait for memory, and its own guesses are better */
+    AHEAD = 9216    /* bytes */
 };
 #define CODE_BYTES(type) (CPU_TILE * ((type) == DL_Q40 ? DL_BLOCK / 2 : DL_BLOCK)) /* of a block of a tile */
 
@@ -201,10 +203,11 @@ AVX2_INLINE void block(const enum dl_type type, const uint8_t *scales, const uin
 
 /* n <= CPU_PACK_GROUP blocks that lie together at p. */
 AVX2_INLINE void group(const enum dl_type type, const uint8_t *p, const struct input *in, vecf acc[AT_ONCE][HALVES],
-                       const uint32_t n, const uint32_t T)
+                       uint32_t n, const uint32_t T)
 {
-    for (uint32_t k = 0; k < n; k++)
-        block(type, p + k * SCALE_BYTES, p + n * SCALE_BYTES + k * CODE_BYTES(type), in + k * T, acc, T);
+    const uint8_t *codes = p + n * SCALE_BYTES;
+    for (uint32_t k = 0; k < n; k++, p += SCALE_BYTES, codes += CODE_BYTES(type), in += T)
+        block(type, p, codes, in, acc, T);
 }
 
 /* Results so far, for another stretch of blocks. */
@@ -236,9 +239,10 @@ AVX2_INLINE void put(const struct cpu_avx2_rows *rows, float *y, const vecf acc[
 AVX2_INLINE void tile(const enum dl_type type, const struct cpu_avx2_rows *rows, const struct cpu_avx2_tokens *tok,
                       const struct inputs *in, uint32_t t, uint32_t b0, const uint32_t T)
 {
-    const uint32_t block_bytes = SCALE_BYTES + CODE_BYTES(type);
-    const uint8_t *p = rows->tile + (uint64_t)b0 * block_bytes;
+    const uint32_t group_bytes = CPU_PACK_GROUP * (SCALE_BYTES + CODE_BYTES(type));
+    const uint8_t *p = rows->tile + (uint64_t)b0 / CPU_PACK_GROUP * group_bytes;
     const struct input *x = in->at + t * in->blocks;
+    const bool fetching = tok->n >= FETCH_FROM && !t; /* later tokens find it in a cache */
     vecf acc[AT_ONCE][HALVES];
     for (uint32_t i = 0; i < T; i++) {
         if (b0)
@@ -247,14 +251,15 @@ AVX2_INLINE void tile(const enum dl_type type, const struct cpu_avx2_rows *rows,
             for (int h = 0; h < HALVES; h++)
                 acc[i][h] = V(set1_ps)(0);
     }
-    uint32_t left = in->blocks;
-    for (; left >= CPU_PACK_GROUP; left -= CPU_PACK_GROUP) {
-        group(type, p, x, acc, CPU_PACK_GROUP, T);
-        p += CPU_PACK_GROUP * block_bytes;
-        x += CPU_PACK_GROUP * T;
+    for (uint32_t left = in->blocks, n; left; left -= n) {
+        n = DL_MIN(left, CPU_PACK_GROUP);
+        if (fetching)
+            for (uint32_t i = 0; i < group_bytes; i += 64)
+                _mm_prefetch((const char *)p + AHEAD + i, _MM_HINT_T1);
+        group(type, p, x, acc, n, T);
+        p += group_bytes;
+        x += n * T;
     }
-    if (left)
-        group(type, p, x, acc, left, T);
     for (uint32_t i = 0; i < T; i++)
         put(rows, tok->y[t + i], acc[i], b0 + in->blocks == tok->blocks);
 }
