@@ -20,7 +20,7 @@
 #define DECODE_VOCAB 24u
 
 static const struct dl_batch_shape decode_shape = {.max_tokens = 6, .max_out = 3, .max_tables = 2, .table_cols = 4};
-static const struct eng_step_limits decode_limits = {DECODE_DIM, 8, DL_F16};
+static const struct eng_step_limits decode_limits = {DECODE_DIM, 8, ENG_EMBED_F16};
 static const struct eng_want decode_wants[] = {{DL_WANT_LAST, 0, 0}, {DL_WANT_BEST, 1, 0}, {DL_WANT_TOP, 4, 0.5f}};
 
 static unsigned decode_lines;

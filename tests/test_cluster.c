@@ -23,22 +23,37 @@ static const struct cut {
             {7, {1, 1, 1, 1, 1, 1, 1}},
             {8, {1, 1, 1, 1, 1, 1, 1, 1}}};
 
-static void compare(const char *path, size_t c, enum dl_type wire, const int32_t *want_ids, int32_t *ids)
+/* What a q80 wire loses may swap an expert for one that a token's router has nearly tied with: the worst row does not count, unless it is quite
+ * another one. */
+static void forgive_a_tie(uint32_t vocab)
+{
+    size_t worst = 0;
+    double most = 0;
+    for (size_t i = 0; i <= N_GEN; i++) {
+        double d = rig_nmse(many + i * vocab, one + i * vocab, vocab);
+        worst = d > most ? i : worst;
+        most = fmax(most, d);
+    }
+    if (most < 0.2)
+        memcpy(many + worst * vocab, one + worst * vocab, vocab * sizeof *many);
+}
+
+static void compare(const char *path, size_t c, enum dl_type wire, bool rs, const int32_t *want_ids, int32_t *ids)
 {
     struct rig r;
     struct dl_engine_opts o = rig_opts();
     o.wire = wire;
     o.shares = cuts[c].shares;
-    o.collective = c % 2 ? DL_COLLECTIVE_RS : DL_COLLECTIVE_ONE_SHOT;
+    o.collective = rs ? DL_COLLECTIVE_RS : DL_COLLECTIVE_ONE_SHOT;
     rig_open(&r, path, cuts[c].n);
     assert_int_equal(rig_start(&r, o, NULL), 0);
     const uint32_t vocab = rig_vocab(&r);
     assert_int_equal(rig_continue(&r, want_ids, N_GEN, ids, many), 0);
-    double d = rig_nmse(many, one, (size_t)(N_GEN + 1) * vocab);
-    /* wire noise may swap an expert that is nearly tied */
-    double bound = wire == DL_F32 ? 1e-6 : dl_model_header(r.model)->n_experts ? 1e-2 : 1e-4;
+    if (wire == DL_Q80 && dl_model_header(r.model)->n_experts)
+        forgive_a_tie(vocab);
+    double d = rig_nmse(many, one, (size_t)(N_GEN + 1) * vocab), bound = wire == DL_F32 ? 1e-6 : 1e-4;
     if (d > bound || (wire == DL_F32 && memcmp(ids, want_ids, N_GEN * sizeof *ids)))
-        fail_msg("%s, cut %zu, wire %d: NMSE %.2e", path ? path : "demo", c, (int)wire, d);
+        fail_msg("%s, cut %zu, wire %d, %s: NMSE %.2e", path ? path : "demo", c, (int)wire, rs ? "rs" : "oneshot", d);
     rig_stop(&r);
     for (int i = 1; i < r.n; i++)
         assert_int_equal(r.workers[i].err, DL_OK);
@@ -55,11 +70,11 @@ static void all_cuts(const char *path)
     dl_engine_destroy(&r.engine);
     rig_close(&r);
     for (size_t c = 0; c < DL_COUNT_OF(cuts); c++) {
-        compare(path, c, DL_F32, want_ids, ids);
-        if (c % 3 == 0)
-            compare(path, c, DL_Q80, want_ids, ids);
+        compare(path, c, DL_F32, c % 2, want_ids, ids);
+        for (int rs = 0; rs < (cuts[c].n > 2 ? 2 : 1); rs++)
+            compare(path, c, DL_Q80, rs, want_ids, ids);
     }
-    compare(path, 3, DL_F16, want_ids, ids);
+    compare(path, 3, DL_F16, true, want_ids, ids);
 }
 
 static void families(void **state)
@@ -240,7 +255,7 @@ static void bytes_per_token(void **state)
         assert_true(dl_row_bytes(DL_Q80, rs ? (uint32_t)dl_div_up(h->dim / 32, (uint64_t)n) * 32 : h->dim, &piece));
         const uint64_t exchanged = (rs ? 2 : 1) * sums * peers * piece;
         /* STEP: type, number, one sequence: position, length, want, kept blocks; the row. A new block now and then. */
-        const uint64_t step = 1 + 8 + 4 + 4 + 4 + 1 + 4 + 2 * h->dim, logits = 1 + 8 + 4 + 4 + 8;
+        const uint64_t step = 1 + 8 + 4 + 4 + 4 + 1 + 4 + h->dim / 32 * 57, logits = 1 + 8 + 4 + 4 + 8;
         const uint64_t blocks = (RIG_PROMPT + tokens + 31) / 32 - (RIG_PROMPT + 31) / 32;
         printf("%d nodes, %s: %llu bytes per token\n", n,
                rs       ? "rs"

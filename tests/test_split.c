@@ -317,17 +317,17 @@ static void slow_nodes_are_named(void **state)
     close_rig(&r);
 }
 
-/* Figures of a llama of 16 layers and 2048 values, q80: 32 sums of 2176 bytes, and an f16 row of 4096 to each worker. */
+/* Figures of a llama of 16 layers and 2048 values, q80: 32 sums of 2176 bytes, and a row of 64 blocks of 57 to each worker. */
 static void bytes_and_times_of_the_network(void **state)
 {
     (void)state;
     struct rig r;
     open_rig(&r, "llama3.2-1b", 0, 4);
     assert_int_equal(dl_split_make(&r.in, &r.split), 0);
-    assert_int_equal(r.split.parts[0].sent_one_shot, 32 * 3 * 2176 + 3 * 4096);
-    assert_int_equal(r.split.parts[0].sent_rs, 32 * 2 * 3 * 544 + 3 * 4096);
+    assert_int_equal(r.split.parts[0].sent_one_shot, 32 * 3 * 2176 + 3 * 3648);
+    assert_int_equal(r.split.parts[0].sent_rs, 32 * 2 * 3 * 544 + 3 * 3648);
     assert_int_equal(r.split.parts[1].sent_one_shot, 32 * 3 * 2176);
-    double latency = 50e3 + 3 * 7e3, one_shot = 32 * (latency + 3 * 2176 / 0.117) + 2 * latency + 3 * 4096 / 0.117;
+    double latency = 50e3 + 3 * 7e3, one_shot = 32 * (latency + 3 * 2176 / 0.117) + 2 * latency + 3 * 3648 / 0.117;
     assert_true(fabs(r.split.one_shot_ns - one_shot) < one_shot * 1e-6);
     assert_true(r.split.rs == (r.split.rs_ns < r.split.one_shot_ns));
     assert_true(r.split.exchange_ns == DL_MIN(r.split.rs_ns, r.split.one_shot_ns));

@@ -10,6 +10,8 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "embed_row.h"
+
 #define DEFAULT_CTX 8192u
 #define SHORT_CTX 2048u     /* not less than this to be faster ... */
 #define LEAST_CTX 512u      /* ... and not less than this to fit at all */
@@ -274,8 +276,9 @@ static int describe(const struct eng_split_cost *c, struct dl_split *s, bool *fi
             p->share += amount[ph] * c->phase[ph].read_bytes + kv * c->phase[ph].read_kv;
         }
         read += p->share;
-        uint64_t row =
-            i || in->n_nodes == 1 ? 0 : (in->n_nodes - 1) * (uint64_t)in->h->dim * (in->wire == DL_F32 ? 4 : 2);
+        uint64_t row = i || in->n_nodes == 1
+                           ? 0
+                           : (in->n_nodes - 1) * eng_embed_bytes(eng_embed_of(in->wire, in->h->dim), in->h->dim);
         p->sent_one_shot = 2 * in->h->n_layers * eng_coll_bytes(ENG_COLL_ONE_SHOT, in->n_nodes, c->sum_bytes) + row;
         p->sent_rs = 2 * in->h->n_layers * eng_coll_bytes(ENG_COLL_RS, in->n_nodes, c->sum_bytes) + row;
     }

@@ -6,6 +6,8 @@
 
 #include <stdlib.h>
 
+#include "embed_row.h"
+
 #define DEFAULT_BATCH 128u
 #define DEFAULT_OUT 8u
 #define FIXED_BYTES_OF_A_VALUE 4 /* norms are f32 */
@@ -220,7 +222,8 @@ double eng_split_exchange_ns(const struct eng_split_cost *c, uint32_t n, enum en
     if (n < 2)
         return 0;
     const struct dl_split_link *link = &c->in->link;
-    double latency = latency_ns(link, n), row = c->in->h->dim * (c->in->wire == DL_F32 ? 4.0 : 2.0);
+    double latency = latency_ns(link, n),
+           row = (double)eng_embed_bytes(eng_embed_of(c->in->wire, c->in->h->dim), c->in->h->dim);
     double sum = eng_coll_ns(kind, n, c->sum_bytes, latency, link->bytes_per_s);
     double send = link->bytes_per_s > 0 ? (n - 1) * row / link->bytes_per_s * 1e9 : 0;
     return 2.0 * c->in->h->n_layers * sum + 2 * latency + send;

@@ -31,8 +31,9 @@
 #include "cursor.h"
 #include "digest.h"
 #include "dl/session.h"
+#include "embed_row.h"
 
-#define ENG_PROTOCOL 4u
+#define ENG_PROTOCOL 5u
 #define ENG_CHUNK_BYTES ((size_t)256 << 10) /* DATA as we send it; up to ENG_CHUNK_MOST is accepted */
 #define ENG_CHUNK_MOST ((size_t)1 << 20)
 #define ENG_WINDOW_BYTES ((uint64_t)1 << 20)
@@ -216,7 +217,7 @@ void eng_tables_finish(struct eng_tables *t);
 /* What a STEP is checked against. */
 struct eng_step_limits {
     uint32_t dim, kv_blocks;
-    enum dl_type embed; /* DL_F32 or DL_F16 */
+    enum eng_embed embed;
 };
 /* embed: (n_tokens, dim) f32, already rounded to `embed`. Updates t. */
 void eng_step_write(struct eng_out *o, uint64_t step, const struct eng_batch *b, const float *embed,

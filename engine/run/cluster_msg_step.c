@@ -26,28 +26,15 @@ void eng_tables_finish(struct eng_tables *t)
 
 /* ---------------------------------------------------------------------------------------------------- STEP */
 
-static size_t row_bytes(const struct eng_step_limits *l)
-{
-    return (size_t)l->dim * (l->embed == DL_F32 ? sizeof(float) : sizeof(uint16_t));
-}
-
 static void put_rows(struct eng_out *o, const float *embed, uint32_t n_tokens, const struct eng_step_limits *l)
 {
     uint8_t part[64 * sizeof(float)];
-    for (size_t at = 0, all = (size_t)n_tokens * l->dim; at < all;) {
-        size_t n = DL_MIN(all - at, 64), size = l->embed == DL_F32 ? sizeof(float) : sizeof(uint16_t);
-        for (size_t i = 0; i < n; i++) {
-            uint32_t u = 0;
-            if (l->embed == DL_F32)
-                memcpy(&u, &embed[at + i], sizeof u);
-            else
-                u = dl_f32_to_f16(embed[at + i]);
-            for (size_t b = 0; b < size; b++)
-                part[i * size + b] = (uint8_t)(u >> 8 * b);
+    for (uint32_t t = 0; t < n_tokens; t++)
+        for (uint32_t at = 0, n; at < l->dim; at += n, embed += n) {
+            n = DL_MIN(l->dim - at, 64);
+            eng_embed_put(l->embed, embed, n, part);
+            eng_put_bytes(o, part, eng_embed_bytes(l->embed, n));
         }
-        eng_put_bytes(o, part, n * size);
-        at += n;
-    }
 }
 
 void eng_step_write(struct eng_out *o, uint64_t step, const struct eng_batch *b, const float *embed,
@@ -124,7 +111,7 @@ int eng_step_read(const struct eng_in *in, const struct eng_step_limits *limits,
     if (!c.bad && !eng_batch_count(b, &t->shape))
         return eng_in_wrong(in, "more tokens or logits than were agreed on");
     if (!c.bad)
-        *embed_rows = eng_read_bytes(&c, (uint64_t)b->n_tokens * row_bytes(limits), "embedding rows");
+        *embed_rows = eng_read_bytes(&c, b->n_tokens * eng_embed_bytes(limits->embed, limits->dim), "embedding rows");
     return eng_in_close(in, &c);
 }
 

@@ -8,7 +8,7 @@
 static int start_tables(struct eng_cluster *c)
 {
     const dl_engine *e = c->e;
-    c->limits = (struct eng_step_limits){e->h->dim, e->plan_opts.kv_blocks, e->embed_type};
+    c->limits = (struct eng_step_limits){e->h->dim, e->plan_opts.kv_blocks, e->embed_kind};
     return c->tables.v ? DL_OK : eng_tables_init(&c->tables, &e->shape);
 }
 

@@ -66,7 +66,7 @@ static int check_memory(const dl_engine *e, uint64_t copied)
 /* What travels with a batch fits into one message: the transport takes no larger ones. */
 static int suit_messages(dl_engine *e)
 {
-    uint64_t embed = (uint64_t)e->h->dim * (e->embed_type == DL_F16 ? sizeof(uint16_t) : sizeof(float));
+    uint64_t embed = eng_embed_bytes(e->embed_kind, e->h->dim);
     uint64_t tokens = ENG_BULK_MOST / 2 / embed, out = ENG_BULK_MOST / 2 / (e->h->vocab * sizeof(float));
     e->shape.max_tokens = (uint32_t)DL_MIN(e->shape.max_tokens, DL_MAX(tokens, 1));
     e->shape.max_out = (uint32_t)DL_MIN(e->shape.max_out, DL_MAX(out, 1));
@@ -296,7 +296,7 @@ static int make_nodes(dl_engine *e, const struct dl_engine_opts *o)
     for (uint32_t d = 0; d < e->n_nodes; d++)
         e->nodes[d].dev = o->devices[d];
     bool travels = o->cluster || (o->transport && dl_transport_n_nodes(o->transport) > 1);
-    e->embed_type = travels && o->wire != DL_F32 ? DL_F16 : DL_F32;
+    e->embed_kind = travels ? eng_embed_of(o->wire, dl_model_header(o->model)->dim) : ENG_EMBED_F32;
     e->wait_ns =
         o->cluster || o->transport ? (uint64_t)(o->wait_ms ? o->wait_ms : DEFAULT_WAIT_MS) * 1000000u : UINT64_MAX;
     return DL_OK;

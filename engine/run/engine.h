@@ -11,6 +11,7 @@
 #include "batch.h"
 #include "dl/session.h"
 #include "dl/transport.h"
+#include "embed_row.h"
 #include "kv.h"
 #include "source.h"
 
@@ -68,7 +69,7 @@ struct dl_engine {
     bool formed;             /* all that a batch takes is there */
     uint32_t epoch;          /* how often it was formed: KV of an earlier one is gone */
     uint64_t wait_ns;        /* an exchange that takes this long has failed; UINT64_MAX: none ever does */
-    enum dl_type embed_type; /* DL_F16 where embedding rows travel, so that all nodes begin with the same */
+    enum eng_embed embed_kind; /* how embedding rows travel, and are rounded so that all nodes begin with the same; F32 where they do not */
     struct dl_batch_shape shape;
     uint32_t ctx;
     struct eng_kv kv;

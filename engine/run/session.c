@@ -213,8 +213,7 @@ static void embed(const dl_engine *e, const struct dl_step_item *items, uint32_t
                 eng_made_row_f32(e->model->made, &e->embed, DL_T_EMBED, 0, row, to);
             else
                 dl_row_to_f32(e->embed.type, e->embed.data + row * e->embed.row_bytes, to, e->h->dim);
-            for (uint32_t c = 0; e->embed_type == DL_F16 && c < e->h->dim; c++)
-                to[c] = dl_f16_to_f32(dl_f32_to_f16(to[c]));
+            eng_embed_round(e->embed_kind, to, e->h->dim);
         }
 }
 

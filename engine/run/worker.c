@@ -164,9 +164,9 @@ static void adopt(struct eng_worker *w)
     e->first_slice = m->node;
     e->shape = m->shape;
     e->plan_opts = m->opts;
-    e->embed_type = m->opts.wire == DL_F32 ? DL_F32 : DL_F16;
+    e->embed_kind = eng_embed_of(m->opts.wire, m->h.dim);
     e->ctx = m->shape.table_cols * DL_KV_BLOCK;
-    w->limits = (struct eng_step_limits){m->h.dim, m->opts.kv_blocks, e->embed_type};
+    w->limits = (struct eng_step_limits){m->h.dim, m->opts.kv_blocks, e->embed_kind};
 }
 
 static int check_ops(struct eng_worker *w)
@@ -397,8 +397,10 @@ static int step(struct eng_worker *w, const struct eng_in *in)
     if (err)
         return err;
     w->step = number;
-    dl_row_to_f32(e->embed_type, rows, dl_buf_map(n->dev, n->bufs[n->mp->embed_buf]),
-                  (size_t)e->batch.n_tokens * e->h->dim);
+    float *embed = dl_buf_map(n->dev, n->bufs[n->mp->embed_buf]);
+    for (uint32_t t = 0; t < e->batch.n_tokens;
+         t++, embed += e->h->dim, rows += eng_embed_bytes(e->embed_kind, e->h->dim))
+        eng_embed_get(e->embed_kind, rows, e->h->dim, embed);
     eng_batch_fill(e, n);
     err = eng_exec(e, e->batch.n_tokens, e->batch.n_out);
     if (err)
