@@ -7,6 +7,7 @@
 #include "tempdir.h"
 #include "tune.h"
 #include "vk_fused.h"
+#include "vk_spoil.h"
 
 static unsigned n_dropped;
 static char last_dropped[300];
@@ -138,6 +139,54 @@ static void build_experts(struct prog *p)
     o->mult = K;
 }
 
+/* The residual of three nodes, then norms for a matrix and for a router. */
+static void build_norms(struct prog *p)
+{
+    struct dl_view x = view(p, DL_BUF_ACT, DL_F32, ROWS, 96), wire = view(p, DL_BUF_WIRE, DL_Q80, 3 * ROWS, 96);
+    struct dl_view w = view(p, DL_BUF_WEIGHT, DL_F32, 1, 96);
+    struct dl_op *o = op(p, DL_OP_MERGE, x, x);
+    o->src[1] = wire;
+    o->src[1].rows = ROWS;
+    o->u.merge.n_slices = 3;
+    o->u.merge.slice_bytes = ROWS * wire.row_bytes;
+    for (int i = 0; i < 2; i++) {
+        o = op(p, DL_OP_RMS_NORM, view(p, DL_BUF_ACT, i ? DL_Q80 : DL_F32, ROWS, 96), x);
+        o->src[1] = w;
+        o->u.norm.group = 96;
+        o->u.norm.eps = 1e-5f;
+    }
+}
+
+static void heads_to(struct prog *p, enum dl_type type, enum dl_rope_layout layout)
+{
+    enum { Q = 4, KV = 2, HEAD = 64 };
+    struct dl_view qkv = view(p, DL_BUF_ACT, DL_F32, ROWS, (Q + 2 * KV) * HEAD), turned = qkv;
+    turned.cols = (Q + KV) * HEAD;
+    struct dl_op *o = op(p, DL_OP_ROPE, turned, turned);
+    o->src[1] = view(p, DL_BUF_INPUT, DL_F32, ROWS, 48);
+    o->u.rope.head_dim = HEAD;
+    o->u.rope.n_rot = 48;
+    o->u.rope.layout = layout;
+    for (uint32_t i = 0; i < 2; i++) {
+        struct dl_view src = qkv;
+        src.cols = KV * HEAD;
+        src.offset = sizeof(float) * HEAD * (Q + i * KV);
+        o = op(p, DL_OP_KV_STORE, view(p, DL_BUF_KV, type, 3 * KV * DL_KV_BLOCK, HEAD), src);
+        o->u.kv.n_kv_heads = KV;
+        o->u.kv.head_dim = HEAD;
+    }
+}
+
+static void build_heads(struct prog *p)
+{
+    heads_to(p, DL_F16, DL_ROPE_HALVES);
+}
+
+static void build_heads_q80(struct prog *p)
+{
+    heads_to(p, DL_Q80, DL_ROPE_PAIRS);
+}
+
 /* The first guess of each op's own kernel: what is about several is chosen all the same, and quickly. */
 static void set_own(bool forced)
 {
@@ -167,29 +216,6 @@ static uint32_t run_both(build_fn *build, const char *what)
 
 /* ----------------------------------------------------------------------------------------------------- the tests */
 
-/* The shaders in a folder of their own, with one line of one of them replaced. */
-static void spoil(const char *folder, const char *file, const char *line, const char *by)
-{
-    char text[1000], path[TEMPDIR_LEN + 64];
-    snprintf(text, sizeof text, "cp shaders/*.comp shaders/*.glsl '%s'/", folder);
-    assert_int_equal(system(text), 0);
-    snprintf(text, sizeof text, "shaders/%s", file);
-    snprintf(path, sizeof path, "%s/%s", folder, file);
-    FILE *in = fopen(text, "r"), *out = fopen(path, "w");
-    assert_non_null(in);
-    assert_non_null(out);
-    unsigned found = 0;
-    while (fgets(text, sizeof text, in)) {
-        bool here = !strncmp(text + strspn(text, " "), line, strlen(line));
-        found += here;
-        fputs(here ? by : text, out);
-    }
-    fclose(in);
-    assert_int_equal(fclose(out), 0);
-    assert_int_equal(found, 1);
-    setenv("DLLAMA_SHADER_DIR", folder, 1);
-}
-
 static void test_wrong_is_dropped(void **state)
 {
     (void)state;
@@ -209,6 +235,13 @@ static void test_wrong_is_dropped(void **state)
         {build_add, 2, "fuse_add_matvec_q80_to_f32", "mm_emit.glsl", emit, emit_wrong},
         {build_beside, 2, "fuse_beside_matvec_q40_2_bias", "mm_matvec.glsl", "mm_rows = p.rows1;",
          "mm_rows = p.rows1 - 1u;\n"},
+        {build_norms, 3, "fuse_merge_norm_q80_to_f32_planes", "rms_norm.comp", "x[row_at + at + i + j] = v[j];",
+         "x[row_at + at + i + j] = v[j] * 1.01;\n"},
+        {build_heads, 3, "fuse_rope_stores_f16_halves", "rope_kv.comp", "kv_put(to_v, row, i, v, kept",
+         "kv_put(to_v, row, i, v * (BOTH != 0 && to_v ? 1.01 : 1.0), kept ? n : 0u);\n"},
+        {build_heads_q80, 3, "fuse_rope_stores_planes", "rope_kv.comp", "uint h = to_v",
+         "uint h = to_v ? slot - push.heads : slot - push.k_first;\n#if BOTH\nif (h == 1u && !to_v)\nv *= "
+         "1.01;\n#endif\n"},
         {build_attention, 2, "fuse_convert_attention_to_planes", "attention_split.comp", "v[k] = head[col + k];",
          "v[k] = head[col + k] * 1.01;\n"},
     };
@@ -237,8 +270,10 @@ static void test_wrong_is_dropped(void **state)
     remove_dir(folder);
 }
 
-static build_fn *const builds[] = {build_glu, build_beside,  build_convert,  build_carry,
-                                   build_add, build_experts, build_attention};
+/* Two that may be timed, and those that are too small for it. The first N_OWN begin with an op that has kernels to choose from. */
+static build_fn *const builds[] = {build_glu, build_attention, build_beside, build_convert, build_carry,
+                                   build_add, build_experts,   build_norms,  build_heads,   build_heads_q80};
+enum { N_TIMED = 2, N_OWN = 7 };
 
 static void test_kept(void **state)
 {
@@ -259,10 +294,10 @@ static void test_kept(void **state)
     }
     dl_log_set(NULL, NULL, DL_LOG_WARN);
     assert_int_equal(n_dropped + stats[0].dropped, 0);
-    assert_true(stats[0].checked >= 2 * DL_COUNT_OF(builds)); /* the first op's kernel, and the one for all */
+    assert_true(stats[0].checked >= DL_COUNT_OF(builds) + N_OWN); /* the one for all, and the first op's own */
     assert_true(stats[0].timed >= 2 && compiled[0] > 0);
     assert_int_equal(stats[1].checked + stats[1].timed + compiled[1], 0);
-    for (size_t i = 1; i < 6; i++) /* too small to be timed: one kernel, if it is right */
+    for (size_t i = N_TIMED; i < DL_COUNT_OF(builds); i++) /* too small to be timed: one kernel, if it is right */
         assert_int_equal(dispatches[0][i], 1);
     assert_memory_equal(dispatches[0], dispatches[1], sizeof dispatches[0]);
 }

@@ -256,11 +256,10 @@ static bool converts(const struct vk_lower *l, const struct dl_op *ops, uint32_t
 /* Leaves the conversion to take along in c->convert, if any. */
 static int take_along(struct call *c, uint32_t n)
 {
-    static const char *const forms[] = {"f32", "f16", "bf16", "", "q80", "planes"};
     if (!converts(c->l, c->op, n, c->g))
         return 0;
     char word[64];
-    snprintf(word, sizeof word, "fuse_convert_attention_to_%s", forms[vk_form_of(c->l, &c->op[1].dst)]);
+    snprintf(word, sizeof word, "fuse_convert_attention_to_%s", vk_form_name(vk_form_of(c->l, &c->op[1].dst)));
     int answer = vk_tune_fuse(c->l, word, c->op, 2, "attention_split", c->g->split.name);
     if (answer > 0)
         c->convert = &c->op[1];

@@ -4,6 +4,10 @@
  */
 #include "kernels.h"
 
+#include <stdio.h>
+
+#include "tune.h"
+
 /* All of a head lies in one workgroup. */
 bool vk_supports_heads(const struct vk_ctx *c, const struct dl_op *op)
 {
@@ -143,11 +147,23 @@ static int lower_both(struct vk_lower *l, const struct dl_op *ops)
     return 3;
 }
 
+/* ... and whether the device makes it right. */
+static int both(struct vk_lower *l, const struct dl_op *ops, uint32_t n)
+{
+    if (!one_kernel(ops, n) || vk_form_of(l, &ops[1].dst) != vk_form_of(l, &ops[2].dst) ||
+        vk_cache_rows(l, &ops[1].dst) != ops[1].dst.rows || vk_cache_rows(l, &ops[2].dst) != ops[2].dst.rows)
+        return 0;
+    char word[64];
+    snprintf(word, sizeof word, "fuse_rope_stores_%s%s", vk_form_name(vk_form_of(l, &ops[1].dst)),
+             ops->u.rope.layout == DL_ROPE_HALVES ? "_halves" : "");
+    return vk_tune_fuse(l, word, ops, 3, "", "one");
+}
+
 int vk_lower_rope(struct vk_lower *l, const struct dl_op *ops, uint32_t n)
 {
-    if (one_kernel(ops, n) && vk_form_of(l, &ops[1].dst) == vk_form_of(l, &ops[2].dst) &&
-        vk_cache_rows(l, &ops[1].dst) == ops[1].dst.rows && vk_cache_rows(l, &ops[2].dst) == ops[2].dst.rows)
-        return lower_both(l, ops);
+    int one = both(l, ops, n);
+    if (one)
+        return one < 0 ? one : lower_both(l, ops);
     const struct dl_op *op = &ops[0];
     struct heads_push p = {.mult = op->mult};
     struct vk_dispatch *d = begin(l, op, op, NULL);

@@ -5,6 +5,10 @@
  */
 #include "kernels.h"
 
+#include <stdio.h>
+
+#include "tune.h"
+
 static bool same_view(const struct dl_view *a, const struct dl_view *b)
 {
     return a->buf == b->buf && a->offset == b->offset && a->row_bytes == b->row_bytes && a->cols == b->cols &&
@@ -124,6 +128,17 @@ static bool reads(const struct dl_op *op, uint32_t buf)
     return op->src[0].buf == buf || op->src[1].buf == buf;
 }
 
+/* Whether the device makes sum and norms right in one kernel. */
+static int one_kernel(struct vk_lower *l, const struct dl_op *ops, uint32_t n, const struct dl_op *f32,
+                      const struct dl_op *other)
+{
+    char word[64];
+    snprintf(word, sizeof word, "fuse_%s_norm_%s_to%s%s%s", ops[0].code == DL_OP_MERGE ? "merge" : "add",
+             vk_form_name(vk_form_of(l, &ops[0].src[1])), f32 ? "_f32" : "", other ? "_" : "",
+             other ? vk_form_name(vk_form_of(l, &other->dst)) : "");
+    return vk_tune_fuse(l, word, ops, n, "", "one");
+}
+
 static int sum_and_norms(struct vk_lower *l, const struct dl_op *ops, uint32_t n)
 {
     const struct dl_op *sum = &ops[0], *f32 = NULL, *other = NULL;
@@ -138,7 +153,8 @@ static int sum_and_norms(struct vk_lower *l, const struct dl_op *ops, uint32_t n
             other = norm;
         taken++;
     }
-    return taken ? lower_norms(l, sum, f32, other) : lower_sum(l, sum);
+    int one = taken ? one_kernel(l, ops, 1 + taken, f32, other) : 0;
+    return one < 0 ? one : one ? lower_norms(l, sum, f32, other) : lower_sum(l, sum);
 }
 
 int vk_lower_add(struct vk_lower *l, const struct dl_op *ops, uint32_t n)

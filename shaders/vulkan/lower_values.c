@@ -12,6 +12,12 @@ enum vk_form vk_form_of(const struct vk_lower *l, const struct dl_view *v)
     return v->type == DL_F32 ? VK_FORM_F32 : v->type == DL_F16 ? VK_FORM_F16 : VK_FORM_BF16;
 }
 
+const char *vk_form_name(enum vk_form form)
+{
+    static const char *const names[] = {"f32", "f16", "bf16", "", "q80", "planes"};
+    return names[form];
+}
+
 int vk_bind_in(struct vk_lower *l, struct vk_dispatch *d, const struct dl_view *src, uint32_t rows)
 {
     struct vk_bound b;

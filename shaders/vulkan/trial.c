@@ -11,6 +11,11 @@
 
 bool vk_trial_knows(const struct dl_op *op)
 {
+    return vk_trial_times(op) || op->code == DL_OP_ADD || op->code == DL_OP_MERGE || op->code == DL_OP_ROPE;
+}
+
+bool vk_trial_times(const struct dl_op *op)
+{
     return op->code == DL_OP_MATMUL || op->code == DL_OP_MOE_MATMUL || op->code == DL_OP_ATTENTION;
 }
 

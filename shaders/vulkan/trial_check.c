@@ -57,16 +57,16 @@ static int compare(struct vk_trial *t, const struct trial_result *r, bool *right
     uint8_t *row = dl_calloc(whole ? bytes : 1, 1);
     struct error e = {0}, sums = {0};
     int err = !whole ? DL_EINVAL : got && want && row ? 0 : DL_ENOMEM;
-    for (uint32_t i = 0; !err && i < t->n_rows; i++) {
+    for (uint32_t i = 0; !err && i < r->n_rows; i++) {
         round_to(v->type, r->want + (size_t)i * v->cols, row, want, v->cols);
-        err = vk_buf_read(t->ctx, b, v->offset + t->row[i] * v->row_bytes, row, bytes);
+        err = vk_buf_read(t->ctx, b, v->offset + r->row[i] * v->row_bytes, row, bytes);
         if (err)
             break;
         dl_row_to_f32(v->type, row, got, v->cols);
         for (uint32_t k = 0; k < v->cols; k++)
             add_error(&e, (double)got[k], (double)want[k]);
         if (b->layout == VK_SOA_A)
-            err = sums_error(t, b, t->row[i], (const struct dl_q80 *)(const void *)row, got, v->cols / DL_BLOCK, &sums);
+            err = sums_error(t, b, r->row[i], (const struct dl_q80 *)(const void *)row, got, v->cols / DL_BLOCK, &sums);
     }
     free(got);
     free(want);

@@ -1,49 +1,19 @@
 /* SPDX-License-Identifier: MIT
  *
  * trial_data.c: made-up inputs for an op and what is taken along with it, and what they should make of them: the formulas of dl/op.h
- * in double, one row at a time.
- * Rows of weights and caches repeat after PATTERNS different ones: making them must not take longer than running them.
+ * in double, one row at a time. Ops without matrices and attention: trial_rows.c.
  */
-#include "trial_data.h"
+#include "trial_make.h"
 
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
 
-#define PATTERNS 61u /* prime: no stride of rows or blocks meets the same ones */
 #define CHECK_OUT 75u
 #define CHECK_AFTER 160u /* whole blocks, and more than one workgroup of most variants */
 #define CHECK_EXPERTS 6u
 #define CHECK_CTX 704u
 #define TIME_CTX 2048u
-
-/* What a buffer holds: row r is pattern (r + turn) % PATTERNS. */
-struct rows {
-    struct dl_view view; /* of the whole buffer */
-    uint8_t *bytes;      /* (PATTERNS, row_bytes) */
-    float *values;       /* (PATTERNS, cols), as the bytes say */
-    uint32_t turn;
-};
-
-/* Inputs: of an op by their number; those of the matrices beside it; what is added to. */
-enum { IN_X, IN_WEIGHT, IN_EXTRA, IN_BASE = IN_WEIGHT + 2 * VK_MM_PARTS, N_SRC };
-
-struct maker {
-    struct vk_trial *t;
-    const struct vk_lower *l;
-    const struct dl_op *op;    /* the first */
-    struct vk_mm_fused f;      /* matrices: what is multiplied, and what follows */
-    const struct dl_op *after; /* what follows, also an attention; or NULL */
-    bool fused;
-    uint64_t rng;
-    bool check;
-    uint64_t most_bytes;
-    uint32_t n; /* rows of the batch */
-    struct rows src[N_SRC];
-    struct dl_batch_shape shape;
-    struct dl_batch_row *at; /* ATTENTION: position and table per token */
-    uint32_t *table;
-};
 
 static float random_value(uint64_t *s)
 {
@@ -53,8 +23,8 @@ static float random_value(uint64_t *s)
     return (float)(*s >> 40) * 0x1p-23f - 1.0f;
 }
 
-static int buf_create(struct maker *m, uint32_t index, enum dl_buf_use use, enum dl_type type, uint32_t rows,
-                      uint32_t cols, struct dl_view *out)
+int vk_make_buf(struct maker *m, uint32_t index, enum dl_buf_use use, enum dl_type type, uint32_t rows, uint32_t cols,
+                struct dl_view *out)
 {
     uint64_t row_bytes;
     if (!dl_row_bytes(type, cols, &row_bytes))
@@ -87,7 +57,7 @@ static int write_rows(struct maker *m, const struct rows *r, uint32_t buf, uint3
     return err;
 }
 
-static const float *row_of(const struct rows *r, uint32_t row)
+const float *vk_make_row(const struct rows *r, uint32_t row)
 {
     return r->values + (size_t)((row + r->turn) % PATTERNS) * r->view.cols;
 }
@@ -117,12 +87,11 @@ static int make_patterns(struct maker *m, struct rows *r)
     return 0;
 }
 
-/* A whole buffer for input s, with columns as in `like`. */
-static int make_like(struct maker *m, uint32_t s, const struct dl_view *like, uint32_t buf, enum dl_buf_use use,
-                     uint32_t rows)
+int vk_make_like(struct maker *m, uint32_t s, const struct dl_view *like, uint32_t buf, enum dl_buf_use use,
+                 uint32_t rows)
 {
     struct rows *r = &m->src[s];
-    int err = buf_create(m, buf, use, like->type, rows, like->cols, &r->view);
+    int err = vk_make_buf(m, buf, use, like->type, rows, like->cols, &r->view);
     if (!err && !r->bytes)
         err = make_patterns(m, r);
     return err ? err : use == DL_BUF_KV ? 0 : write_rows(m, r, buf, 0, rows);
@@ -130,10 +99,10 @@ static int make_like(struct maker *m, uint32_t s, const struct dl_view *like, ui
 
 static int make(struct maker *m, uint32_t s, uint32_t buf, enum dl_buf_use use, uint32_t rows)
 {
-    return make_like(m, s, &m->op->src[s], buf, use, rows);
+    return vk_make_like(m, s, &m->op->src[s], buf, use, rows);
 }
 
-static enum dl_buf_use use_of(const struct maker *m, const struct dl_view *v)
+enum dl_buf_use vk_make_use(const struct maker *m, const struct dl_view *v)
 {
     return m->l->bufs[v->buf] ? m->l->bufs[v->buf]->base.desc.use : DL_BUF_ACT;
 }
@@ -213,10 +182,10 @@ static int matrix_results(struct maker *m, const struct sizes *z, uint32_t rows)
     struct dl_view dst;
     for (uint32_t i = 1; !apart && i < m->f.n_parts; i++)
         cols += z->out[i];
-    int err = buf_create(m, TRIAL_DST, DL_BUF_ACT, DL_F32, rows, cols, &dst);
+    int err = vk_make_buf(m, TRIAL_DST, DL_BUF_ACT, DL_F32, rows, cols, &dst);
     for (uint32_t i = 0; !err && i < m->f.n_parts; i++) {
         if (i && apart)
-            err = buf_create(m, TRIAL_UP, DL_BUF_ACT, DL_F32, rows, z->out[i], &dst);
+            err = vk_make_buf(m, TRIAL_UP, DL_BUF_ACT, DL_F32, rows, z->out[i], &dst);
         dst.offset = apart ? 0 : at * sizeof(float);
         dst.cols = z->out[i];
         at += z->out[i];
@@ -234,14 +203,14 @@ static int after_results(struct maker *m, uint32_t rows, uint32_t cols)
     if (m->f.base) {
         const struct dl_view like = {.cols = cols, .type = m->f.base->type};
         const bool in_place = m->f.base->buf == m->after->dst.buf;
-        err = make_like(m, IN_BASE, &like, in_place ? TRIAL_AFTER : TRIAL_BASE, DL_BUF_ACT, rows);
+        err = vk_make_like(m, IN_BASE, &like, in_place ? TRIAL_AFTER : TRIAL_BASE, DL_BUF_ACT, rows);
         view = m->src[IN_BASE].view;
         if (err || in_place)
             goto out;
     }
     if (m->f.kind == VK_MM_CARRY) /* a code that falls on a border takes a whole step along */
         t->results[t->n_results++] = (struct trial_result){.view = view, .bound = 0.1};
-    err = buf_create(m, TRIAL_AFTER, use_of(m, &m->after->dst), m->after->dst.type, rows, cols, &view);
+    err = vk_make_buf(m, TRIAL_AFTER, vk_make_use(m, &m->after->dst), m->after->dst.type, rows, cols, &view);
 out: /* a value that falls on a border when it is rounded may go either way */
     t->results[t->n_results++] = (struct trial_result){.view = view, .bound = view.type == DL_F32 ? 1e-8 : 1e-5};
     return err;
@@ -272,7 +241,7 @@ static int make_route(struct maker *m, uint32_t experts, uint32_t rows)
 {
     const uint32_t k = m->op->u.moe.k;
     struct rows *r = &m->src[IN_EXTRA];
-    int err = buf_create(m, TRIAL_EXTRA, DL_BUF_ACT, DL_F32, rows, 2 * k, &r->view);
+    int err = vk_make_buf(m, TRIAL_EXTRA, DL_BUF_ACT, DL_F32, rows, 2 * k, &r->view);
     if (!err)
         err = make_patterns(m, r);
     if (err)
@@ -297,8 +266,8 @@ static int matrix_ops(struct maker *m, const struct sizes *z, uint32_t copy)
     const bool moe = m->op->code == DL_OP_MOE_MATMUL;
     for (uint32_t i = 0; i < m->f.n_parts; i++) {
         struct dl_op *op = &t->ops[t->n_ops++];
-        int err = make_like(m, IN_WEIGHT + 2 * i, &m->op->src[1], TRIAL_WEIGHT + copy * VK_MM_PARTS + i, DL_BUF_WEIGHT,
-                            z->experts * z->out[i]);
+        int err = vk_make_like(m, IN_WEIGHT + 2 * i, &m->op->src[1], TRIAL_WEIGHT + copy * VK_MM_PARTS + i,
+                               DL_BUF_WEIGHT, z->experts * z->out[i]);
         if (err)
             return err;
         *op = *m->f.part[i];
@@ -331,7 +300,7 @@ static int fill_matmul(struct maker *m)
         err = make_route(m, z.experts, rows);
     for (uint32_t i = 0; !err && has_bias(m) && i < m->f.n_parts; i++) {
         const struct dl_view like = {.cols = z.out[i], .type = DL_F32};
-        err = make_like(m, IN_EXTRA + 2 * i, &like, TRIAL_EXTRA + i, DL_BUF_WEIGHT, 1);
+        err = vk_make_like(m, IN_EXTRA + 2 * i, &like, TRIAL_EXTRA + i, DL_BUF_WEIGHT, 1);
     }
     for (uint32_t i = 0; !err && i < z.copies; i++)
         err = matrix_ops(m, &z, i);
@@ -344,11 +313,11 @@ static void want_matmul(const struct maker *m, uint32_t part, uint32_t row, doub
     bool moe = op->code == DL_OP_MOE_MATMUL;
     uint32_t k = moe ? op->u.moe.k : 1, out = op->dst.cols, first = 0;
     if (moe)
-        first = (uint32_t)row_of(&m->src[IN_EXTRA], row / k)[row % k] * out;
-    const float *x = row_of(&m->src[IN_X], moe && op->u.moe.shared_src ? row / k : row);
+        first = (uint32_t)vk_make_row(&m->src[IN_EXTRA], row / k)[row % k] * out;
+    const float *x = vk_make_row(&m->src[IN_X], moe && op->u.moe.shared_src ? row / k : row);
     for (uint32_t o = 0; o < out; o++) {
-        const float *w = row_of(&m->src[IN_WEIGHT + 2 * part], first + o);
-        double sum = has_bias(m) ? (double)row_of(&m->src[IN_EXTRA + 2 * part], 0)[o] : 0.0;
+        const float *w = vk_make_row(&m->src[IN_WEIGHT + 2 * part], first + o);
+        double sum = has_bias(m) ? (double)vk_make_row(&m->src[IN_EXTRA + 2 * part], 0)[o] : 0.0;
         for (uint32_t i = 0; i < op->src[0].cols; i++)
             sum += (double)x[i] * (double)w[i];
         want[o] = sum;
@@ -370,7 +339,7 @@ static void want_after(const struct maker *m, uint32_t i, double *want)
         if (m->after->code == DL_OP_GLU)
             want[o] = want_act(m->after->u.glu.act, want[o]) * r[1].want[at];
         else if (m->f.base)
-            want[o] += (double)row_of(&m->src[IN_BASE], m->t->row[i])[o];
+            want[o] += (double)vk_make_row(&m->src[IN_BASE], m->t->row[i])[o];
     }
 }
 
@@ -392,9 +361,7 @@ static void want_lost(const struct maker *m, uint32_t i, double *want)
 
 /* ------------------------------------------------------------------------------------------------------ ATTENTION */
 
-/* Checked: three sequences, of which the first has most tokens and the others leave gaps in it; of different lengths where the
- * batch is small. Timed: one sequence (a batch that is a chunk of a prompt), or each token its own (they decode). */
-static int attention_rows(struct maker *m)
+int vk_make_sequences(struct maker *m)
 {
     uint32_t n = m->t->n_tokens, seqs = m->check ? 3 : 1, ctx = m->check ? CHECK_CTX : TIME_CTX;
     static const uint32_t start[] = {640, 31, 0};
@@ -459,11 +426,11 @@ static int fill_attention(struct maker *m)
     const struct dl_op *op = m->op;
     struct vk_trial *t = m->t;
     struct dl_view dst = {0};
-    int err = attention_rows(m);
+    int err = vk_make_sequences(m);
     if (err)
         return err;
     uint32_t rows = m->shape.max_tables * m->shape.table_cols * op->u.attn.n_kv_heads * DL_KV_BLOCK;
-    err = buf_create(m, TRIAL_DST, DL_BUF_ACT, DL_F32, m->l->n_tokens, op->dst.cols, &dst);
+    err = vk_make_buf(m, TRIAL_DST, DL_BUF_ACT, DL_F32, m->l->n_tokens, op->dst.cols, &dst);
     if (!err)
         err = make(m, 0, TRIAL_SRC, DL_BUF_ACT, m->l->n_tokens);
     if (!err)
@@ -499,10 +466,11 @@ static int want_attention(const struct maker *m, uint32_t row, double *want)
         return DL_ENOMEM;
     for (uint32_t h = 0; h < op->u.attn.n_heads; h++) {
         uint32_t kv = (op->u.attn.first_head + h) / op->u.attn.group;
-        const float *q = row_of(&m->src[0], row) + (size_t)h * hd;
+        const float *q = vk_make_row(&m->src[0], row) + (size_t)h * hd;
         double top = -INFINITY, sum = 0;
         for (uint32_t p = 0; p < n; p++) {
-            const float *key = row_of(&m->src[1], (table[p / DL_KV_BLOCK] * n_kv + kv) * DL_KV_BLOCK + p % DL_KV_BLOCK);
+            const float *key =
+                vk_make_row(&m->src[1], (table[p / DL_KV_BLOCK] * n_kv + kv) * DL_KV_BLOCK + p % DL_KV_BLOCK);
             weight[p] = 0;
             for (uint32_t i = 0; i < hd; i++)
                 weight[p] += (double)q[i] * (double)key[i];
@@ -512,7 +480,8 @@ static int want_attention(const struct maker *m, uint32_t row, double *want)
         for (uint32_t p = 0; p < n; p++)
             sum += weight[p] = exp(weight[p] - top);
         for (uint32_t p = 0; p < n; p++) {
-            const float *v = row_of(&m->src[2], (table[p / DL_KV_BLOCK] * n_kv + kv) * DL_KV_BLOCK + p % DL_KV_BLOCK);
+            const float *v =
+                vk_make_row(&m->src[2], (table[p / DL_KV_BLOCK] * n_kv + kv) * DL_KV_BLOCK + p % DL_KV_BLOCK);
             for (uint32_t i = 0; i < hd; i++)
                 want[(size_t)h * hd + i] += weight[p] / sum * (double)v[i];
         }
@@ -534,11 +503,17 @@ static int choose_rows(struct maker *m)
     int err = 0;
     for (uint32_t p = 0; !err && p < t->n_results; p++) {
         struct trial_result *r = &t->results[p];
-        r->want = dl_calloc((size_t)t->n_rows * r->view.cols, sizeof *r->want);
+        r->n_rows = t->n_rows;
+        memcpy(r->row, t->row, sizeof r->row);
+        if (m->rows)
+            vk_make_want_rows(m, p);
+        r->want = dl_calloc((size_t)r->n_rows * r->view.cols, sizeof *r->want);
         err = r->want ? 0 : DL_ENOMEM;
-        for (uint32_t i = 0; !err && i < t->n_rows; i++) {
+        for (uint32_t i = 0; !err && i < r->n_rows; i++) {
             double *want = r->want + (size_t)i * r->view.cols;
-            if (m->after && p == t->n_results - 1)
+            if (m->rows)
+                vk_make_want(m, p, i, want);
+            else if (m->after && p == t->n_results - 1)
                 want_after(m, i, want);
             else if (m->f.kind == VK_MM_CARRY && p)
                 want_lost(m, i, want);
@@ -557,17 +532,19 @@ int vk_trial_fill(struct vk_trial *t, const struct vk_lower *l, const struct dl_
     const struct dl_op *op = &ops[0];
     struct maker m = {
         .t = t, .l = l, .op = op, .rng = 88172645463325252u, .check = check, .most_bytes = most_bytes, .fused = n > 1};
-    bool out = op->count == DL_COUNT_OUT, attention = op->code == DL_OP_ATTENTION;
-    if (!attention)
+    bool out = op->count == DL_COUNT_OUT, matrix = op->code == DL_OP_MATMUL || op->code == DL_OP_MOE_MATMUL;
+    if (matrix)
         m.f = vk_mm_match(ops, n);
-    m.after = !attention ? m.f.after : n > 1 ? &ops[1] : NULL;
+    m.rows = !matrix && op->code != DL_OP_ATTENTION;
+    m.n_ops = n;
+    m.after = matrix ? m.f.after : n > 1 && !m.rows ? &ops[1] : NULL;
     m.n = out ? l->n_out : l->n_tokens;
     if (check && m.n > 2)
         m.n--; /* not all rows that the program is made for, but of the same class */
     t->n_tokens = out ? l->n_tokens : m.n;
     t->n_out = out ? m.n : DL_MIN(l->n_out, m.n);
     m.shape = (struct dl_batch_shape){l->n_tokens, DL_MAX(l->n_out, 1), 1, 1};
-    int err = attention ? fill_attention(&m) : fill_matmul(&m);
+    int err = matrix ? fill_matmul(&m) : m.rows ? vk_make_rows(&m) : fill_attention(&m);
     if (!err)
         err = make_batch(&m);
     if (!err && check)

@@ -12,11 +12,11 @@
 enum {
     TRIAL_SRC,
     TRIAL_DST,                      /* of the first op, and of those beside it in its buffer */
-    TRIAL_UP,                       /* of the second matrix of a GLU */
+    TRIAL_UP,                       /* of the second matrix of a GLU, of the first norm */
     TRIAL_AFTER,                    /* of the op behind the others */
-    TRIAL_BASE,                     /* what it adds to, where not in place */
+    TRIAL_BASE,                     /* what it adds to, where not in place; what a sum adds; angles */
     TRIAL_EXTRA,                    /* V, route, and each part's bias */
-    TRIAL_WEIGHT = TRIAL_EXTRA + 3, /* K, and each part's matrix */
+    TRIAL_WEIGHT = TRIAL_EXTRA + 3, /* K, a norm's weights, and each part's matrix */
     TRIAL_BUFS = TRIAL_WEIGHT + 12
 };
 _Static_assert(VK_MM_PARTS == 3 && TRIAL_COPIES * VK_MM_PARTS == 12, "a buffer for each");
@@ -24,8 +24,9 @@ _Static_assert(VK_MM_PARTS == 3 && TRIAL_COPIES * VK_MM_PARTS == 12, "a buffer f
 
 struct trial_result {
     struct dl_view view;
-    double *want; /* (n_rows, view.cols), before it is rounded to the view's type */
-    double bound; /* of the NMSE */
+    uint32_t row[TRIAL_ROWS], n_rows; /* of the view, that are compared */
+    double *want;                     /* (n_rows, view.cols), before it is rounded to the view's type */
+    double bound;                     /* of the NMSE */
 };
 
 struct vk_trial {

@@ -322,7 +322,7 @@ static int measure(const struct ask *a, const char *key)
     struct vk_trial *trial = NULL;
     int best = -1, err = 0;
     uint64_t least = 0, took[2] = {0, 0}, ns;
-    bool right = false, timed = n > 1 && work(l, a->ops) >= LEAST_WORK;
+    bool right = false, timed = n > 1 && vk_trial_times(a->ops) && work(l, a->ops) >= LEAST_WORK;
     for (uint32_t i = 0; i < n; i++) {
         if (best >= 0 && (!timed || t->spent_ns > t->budget_ns))
             break;

@@ -18,7 +18,7 @@
 int vk_tune_pick(struct vk_lower *l, const char *kernel, const struct dl_op *op, const char *const *names, uint32_t n);
 
 /* Whether ops[0 .. n) run as one kernel: `kernel` names what is taken together, and for which forms of results; `variant` of kernel
- * `base` is what vk_tune_pick chose for the first op, and what the fused kernel is made of. Checked and timed like any candidate,
+ * `base` is what vk_tune_pick chose for the first op, and what the fused kernel is made of ("" and "one" where nothing was chosen). Checked and timed like any candidate,
  * against the ops one by one: 1 (one kernel), 0, or DL_E*. DLLAMA_VK_VARIANT="fuse=no" or "fuse=yes" decides for all. */
 int vk_tune_fuse(struct vk_lower *l, const char *kernel, const struct dl_op *ops, uint32_t n, const char *base,
                  const char *variant);
