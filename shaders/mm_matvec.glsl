@@ -2,21 +2,14 @@
 //
 // mm_matvec.glsl: which rows and columns an invocation of a mat-vec kernel works on, and where results go. Rows and columns
 // that are not there are read as the last that is (no branch in the inner loop), and not written. Workgroup y owns COLS
-// columns; MoE: one (token, slot). Workgroups x share out the rows of the first matrix, then those of the second, and so on; of two
-// matrices for GLU a workgroup has the same rows of both.
+// columns; MoE: one (token, slot). Which rows of which matrix workgroups x have: mm_parts.glsl.
 
 #if EPI == 2
 #define MM_OWN (ROWS / 2)
 #define MM_PICK(r, a) ((r) < MM_OWN ? p.a : p.a##1)
 #else
 #define MM_OWN ROWS
-#if PARTS == 3
-#define MM_PICK(r, a) (mm_part == 0 ? p.a : mm_part == 1 ? p.a##1 : p.a##2)
-#elif PARTS == 2
-#define MM_PICK(r, a) (mm_part == 0 ? p.a : p.a##1)
-#else
-#define MM_PICK(r, a) p.a
-#endif
+#define MM_PICK(r, a) MM_PART(a)
 #endif
 #define MM_SPAN (WG / LPR * MM_OWN * PASSES) // rows of a workgroup
 
@@ -28,9 +21,8 @@ uint mm_n;     // columns that there are for this workgroup; 0: nothing to do
 uint mm_first; // the first of them
 uint mm_slot;  // MoE: index of the (token, slot)
 int mm_shift;  // MoE: what to add to a row of the expert for its row in the descriptor
-uint mm_part;  // the matrix that this workgroup has rows of,
-uint mm_rows;  // how many that has,
-uint mm_row0;  // and the workgroup's first
+
+#include "mm_parts.glsl"
 
 void mm_begin()
 {
@@ -46,26 +38,7 @@ void mm_begin()
     mm_first = gl_WorkGroupID.y * COLS;
     mm_n = max(mm_n, mm_first) - mm_first;
 #endif
-    uint group = gl_WorkGroupID.x;
-    mm_part = 0;
-    mm_rows = p.rows;
-#if PARTS > 1 && EPI == 0
-    uint groups = (p.rows + MM_SPAN - 1) / MM_SPAN;
-    if (group >= groups) {
-        group -= groups;
-        mm_part = 1;
-        mm_rows = p.rows1;
-#if PARTS > 2
-        groups = (p.rows1 + MM_SPAN - 1) / MM_SPAN;
-        if (group >= groups) {
-            group -= groups;
-            mm_part = 2;
-            mm_rows = p.rows2;
-        }
-#endif
-    }
-#endif
-    mm_row0 = group * MM_SPAN;
+    mm_choose_part();
 }
 
 // First row that the lane's group has in a pass.
@@ -106,17 +79,7 @@ void mm_write(uint row0, uint r, uint col, float sum)
 {
     uint row = row0 + r % MM_OWN;
 #if !MOE && BIAS
-#if PARTS > 2
-    if (mm_part == 2)
-        sum += extra2[p.extra_at2 + min(row, mm_rows - 1)];
-    else
-#endif
-#if PARTS > 1
-    if (mm_part == 1)
-        sum += extra1[p.extra_at1 + min(row, mm_rows - 1)];
-    else
-#endif
-        sum += extra[p.extra_at + min(row, mm_rows - 1)];
+    sum += mm_bias(row);
 #endif
 #if EPI
     mm_stage[(r / MM_OWN * COLS + col) * MM_SPAN + row - mm_row0] = sum;

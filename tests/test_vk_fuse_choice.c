@@ -233,7 +233,7 @@ static void test_wrong_is_dropped(void **state)
         {build_carry, 2, "fuse_carry_matvec_q40_to_q80", "mm_emit.glsl", emit, emit_wrong},
         {build_carry, 2, "fuse_carry_matvec_q40_to_q80", "mm_emit.glsl", "v -= out_stored;", "v = vec4(0);\n"},
         {build_add, 2, "fuse_add_matvec_q80_to_f32", "mm_emit.glsl", emit, emit_wrong},
-        {build_beside, 2, "fuse_beside_matvec_q40_2_bias", "mm_matvec.glsl", "mm_rows = p.rows1;",
+        {build_beside, 2, "fuse_beside_matvec_q40_2_bias", "mm_parts.glsl", "mm_rows = p.rows1;",
          "mm_rows = p.rows1 - 1u;\n"},
         {build_norms, 3, "fuse_merge_norm_q80_to_f32_planes", "rms_norm.comp", "x[row_at + at + i + j] = v[j];",
          "x[row_at + at + i + j] = v[j] * 1.01;\n"},

@@ -3,29 +3,7 @@
  * tests/test_vk_fused.c: ops that the Vulkan device runs as one kernel give what the CPU's definition gives one after the other; so do
  * the same ops in neighbourhoods where they may not be taken together.
  */
-#include "vk_fused.h"
-
-static int open_devices(void **state)
-{
-    (void)state;
-    setenv("DLLAMA_ALLOW_SOFTWARE_GPU", "1", 1);
-    setenv("DLLAMA_VK_TUNE", "0", 1);
-    setenv("DLLAMA_VK_VALIDATION", "1", 1); /* where the layers are installed */
-    struct dl_cpu_opts ref = {.threads = 1, .isa = "ref"};
-    struct dl_vulkan_opts opts = {.index = -1};
-    int err = dl_vulkan_open(&opts, &gpu);
-    if (err && err != DL_EUNSUP)
-        return err;
-    return dl_cpu_open(&ref, &cpu);
-}
-
-static int close_devices(void **state)
-{
-    (void)state;
-    dl_device_close(&gpu);
-    dl_device_close(&cpu);
-    return 0;
-}
+#include "vk_fused_ops.h"
 
 static void norm(struct prog *p, enum dl_type to, struct dl_view x, struct dl_view w, float eps)
 {
@@ -33,29 +11,6 @@ static void norm(struct prog *p, enum dl_type to, struct dl_view x, struct dl_vi
     o->src[1] = w;
     o->u.norm.group = w.cols;
     o->u.norm.eps = eps;
-}
-
-static void check(struct prog *p, const char *what)
-{
-    for (uint32_t n = 1; n < ROWS; n += p->dispatches ? 4 : 2) { /* kernels of matrices take longer to compile */
-        size_t bytes;
-        uint8_t *got = run(gpu, p, n, &bytes), *want = run(cpu, p, n, &bytes);
-        compare_all(p, got, want, what);
-        free(got);
-        if (p->dispatches) {
-            if (n_dispatches != p->dispatches)
-                fail_msg("%s: %u dispatches for %u tokens, not %u", what, n_dispatches, n, p->dispatches);
-            setenv("DLLAMA_VK_VARIANT", "fuse=no", 1);
-            got = run(gpu, p, n, &bytes);
-            unsetenv("DLLAMA_VK_VARIANT");
-            compare_all(p, got, want, what);
-            assert_true(n_dispatches > p->dispatches);
-            free(got);
-        }
-        free(want);
-    }
-    for (uint32_t i = 0; i < p->n_bufs; i++)
-        free(p->bytes[i]);
 }
 
 static void test_sum_and_norms(void **state)
@@ -172,77 +127,6 @@ static void test_stores_in_chunks(void **state)
 }
 
 /* ---------------------------------------------------------------------------------------------------- matrices */
-
-static const enum dl_type weight_types[] = {DL_Q40, DL_Q80, DL_F16, DL_F32, DL_BF16};
-
-static void gate_up_glu(enum dl_type type, uint32_t in, uint32_t out, enum dl_type to, enum dl_act_fn act)
-{
-    struct prog p = {.rng = in + out, .bound = 1e-10, .dispatches = 1};
-    struct dl_view x = acts(&p, type, in), gate = view(&p, DL_BUF_ACT, DL_F32, ROWS, out),
-                   up = view(&p, DL_BUF_ACT, DL_F32, ROWS, out);
-    matmul(&p, gate, x, type, false);
-    matmul(&p, up, x, type, false);
-    struct dl_op *o = op(&p, DL_OP_GLU, view(&p, DL_BUF_ACT, to, ROWS, out), gate);
-    o->src[1] = up;
-    o->u.glu.act = act;
-    check(&p, "gate, up and glu");
-}
-
-static void q_k_v(enum dl_type type, uint32_t in, bool bias)
-{
-    struct prog p = {.rng = in, .bound = 1e-10, .dispatches = 1};
-    static const uint32_t cols[] = {96, 32, 40};
-    struct dl_view x = acts(&p, type, in), qkv = view(&p, DL_BUF_ACT, DL_F32, ROWS, 200);
-    uint32_t at = 16; /* neither at the begin nor at the end */
-    for (uint32_t i = 0; i < 3; i++) {
-        struct dl_view dst = qkv;
-        dst.cols = cols[i];
-        dst.offset = 4 * (uint64_t)at;
-        matmul(&p, dst, x, type, bias);
-        at += cols[i];
-    }
-    check(&p, "q, k and v");
-}
-
-static void to_the_wire(enum dl_type type, uint32_t in, uint32_t out, enum dl_buf_use use, enum dl_type to, bool bias)
-{
-    struct prog p = {.rng = in + 1, .bound = 1e-10, .dispatches = 1};
-    struct dl_view part = view(&p, DL_BUF_ACT, DL_F32, ROWS, out);
-    matmul(&p, part, acts(&p, type, in), type, bias);
-    struct dl_view slice = view(&p, use, to, 3 * ROWS, out);
-    slice.rows = ROWS;
-    slice.offset = ROWS * slice.row_bytes; /* the second of three */
-    op(&p, DL_OP_CONVERT, slice, part);
-    check(&p, "matrix and wire");
-}
-
-/* What rounding loses is carried, from the first time or from before. */
-static void to_the_wire_carrying(enum dl_type type, uint32_t in, uint32_t out, enum dl_buf_use use, bool first)
-{
-    struct prog p = {.rng = in + 3, .bound = 1e-10, .dispatches = 1};
-    struct dl_view part = view(&p, DL_BUF_ACT, DL_F32, ROWS, out), carry = view(&p, DL_BUF_ACT, DL_F32, ROWS, out + 32);
-    p.carried = carry.buf + 1;
-    carry.offset = 16 * sizeof(float);
-    carry.cols = out;
-    matmul(&p, part, acts(&p, type, in), type, !first);
-    struct dl_op *o = op(&p, DL_OP_CONVERT, view(&p, use, DL_Q80, ROWS, out), part);
-    o->src[1] = carry;
-    o->u.convert.first = first;
-    check(&p, "matrix and wire, carrying");
-}
-
-/* In place or not, the result as first or second operand. */
-static void residual(enum dl_type type, uint32_t in, uint32_t out, unsigned kind)
-{
-    struct prog p = {.rng = in + 2, .bound = 1e-10, .dispatches = 1};
-    struct dl_view part = view(&p, DL_BUF_ACT, DL_F32, ROWS, out), x = view(&p, DL_BUF_ACT, DL_F32, ROWS, out), to = x;
-    if (kind & 1)
-        to = view(&p, DL_BUF_ACT, DL_F32, ROWS, out);
-    matmul(&p, part, acts(&p, type, in), type, false);
-    struct dl_op *o = op(&p, DL_OP_ADD, to, kind & 2 ? part : x);
-    o->src[1] = kind & 2 ? x : part;
-    check(&p, "matrix and residual");
-}
 
 /* Each shape with all types of weights; other shapes each time. */
 static void matrices(uint32_t n_types)

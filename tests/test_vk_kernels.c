@@ -7,6 +7,7 @@
 
 #include "glsl.h"
 #include "lower.h"
+#include "lower_matmul.h"
 #include "tune.h"
 #include "memory.h"
 #include "tempdir.h"
@@ -482,7 +483,7 @@ static void test_every_kernel(void **state)
         values(s, &seen);
         sums(s, &seen);
         heads(s, &seen);
-        for (unsigned choice = 0; choice < 10; choice++) {
+        for (unsigned choice = 0; choice < VK_MM_VARIANTS; choice++) {
             force(choice);
             matrices(s, &seen);
             if (choice % 3 == 0)

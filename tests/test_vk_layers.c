@@ -138,7 +138,7 @@ static void test_dispatches_per_layer(void **state)
         {.what = "F16", .weights = DL_F16, .n_nodes = 1, .n_tokens = 1, .want = 9},
         {.what = "F16, one of 2 nodes", .weights = DL_F16, .n_nodes = 2, .n_tokens = 1, .want = 9},
         {.what = "Q40, software", .weights = DL_Q40, .n_nodes = 2, .n_tokens = 32, .software = true, .want = 8},
-        {.what = "Q40, 32 tokens", .weights = DL_Q40, .n_nodes = 2, .n_tokens = 32, .want = 17},
+        {.what = "Q40, 32 tokens", .weights = DL_Q40, .n_nodes = 2, .n_tokens = 32, .want = 11},
         {.what = "experts", .weights = DL_Q40, .experts = true, .n_nodes = 1, .n_tokens = 1, .want = 14},
         {.what = "Q40, few bindings", .weights = DL_Q40, .n_nodes = 2, .n_tokens = 1, .few_binds = true, .want = 16},
         {.what = "Q40, op by op", .weights = DL_Q40, .n_nodes = 2, .n_tokens = 1, .apart = true, .want = 20},

@@ -3,11 +3,13 @@
  * tests/test_vk_tune.c: the choice between kernels of the Vulkan device: made once and kept, wrong kernels found out and not used, and
  * choices that the environment forces.
  */
+#include "lower_matmul.h"
 #include "ops_build.h"
 #include "ops_case.h"
 #include "ops_oracle.h"
 #include "tempdir.h"
 #include "tune.h"
+#include "vk_spoil.h"
 
 static char cache[TEMPDIR_LEN];
 static unsigned n_dropped, n_errors;
@@ -83,6 +85,17 @@ static void run(dl_device *dev, const struct ops_case *c)
     free(result);
 }
 
+/* What was chosen for the first matrix of a device, or a later one. */
+static struct vk_tune_choice matrix_choice(dl_device *dev, size_t skip)
+{
+    struct vk_tune_choice found = {0};
+    for (size_t i = 0; vk_tune_choice(vk_ctx_of(dev), i, &found); i++)
+        if (!strncmp(found.key, "matvec_q40", 10) && !skip--)
+            return found;
+    fail_msg("no choice for a matrix");
+    return found;
+}
+
 static void test_kept(void **state)
 {
     (void)state;
@@ -96,6 +109,12 @@ static void test_kept(void **state)
         for (int i = 0; i < 2; i++)
             run(dev, &c[i]);
         stats[start] = vk_tune_stats(vk_ctx_of(dev));
+        struct vk_tune_choice choice;
+        for (size_t i = 0; vk_tune_choice(vk_ctx_of(dev), i, &choice); i++)
+            if (choice.plain_ns && choice.ns > choice.plain_ns)
+                fail_msg("%s: %s is slower than the last of the list", choice.key, choice.name);
+        struct vk_tune_choice matrix = matrix_choice(dev, 0);
+        assert_true(matrix.ns > 0 && matrix.plain_ns > 0); /* kept, too */
         printf("start %d: %u checked, %u timed, %.2f s\n", start, (unsigned)stats[start].checked,
                (unsigned)stats[start].timed, (double)(dl_now_ns() - from) * 1e-9);
         assert_int_equal(n_dropped + n_errors, 0);
@@ -109,27 +128,43 @@ static void test_kept(void **state)
         ops_free(&c[i]);
 }
 
-/* The shaders in a folder of their own, with one line of attention.glsl replaced. */
-static void spoil(const char *folder, const char *line)
+/* Where all kernels are slow but the portable one, it is chosen, even if there is no time for comparing more. What one shape has
+ * shown is good for the next. */
+static void test_never_slower(void **state)
 {
-    char command[700];
-    snprintf(command, sizeof command, "cp shaders/*.comp shaders/*.glsl '%s'/", folder);
-    assert_int_equal(system(command), 0);
-    snprintf(command, sizeof command, "%s/attention.glsl", folder);
-    FILE *in = fopen("shaders/attention.glsl", "r"), *out = fopen(command, "w");
-    assert_non_null(in);
-    assert_non_null(out);
-    char text[1000];
-    unsigned found = 0;
-    while (fgets(text, sizeof text, in)) {
-        bool here = !strncmp(text, "#define LOG2_E", 14);
-        found += here;
-        fputs(here ? line : text, out);
+    (void)state;
+    static const char slow[] = "uint id = mm_lane_id();\n#if LPR != 8 || SG > 1\nuint waste = p.rows;\n"
+                               "for (uint i = 0u; i < 20000u; i++)\nwaste = waste * 1664525u + 1013904223u;\n"
+                               "if (waste == 7u)\nid = 0u;\n#endif\n";
+    char folder[TEMPDIR_LEN];
+    make_dir(folder);
+    spoil(folder, "matvec_q.comp", "uint id = mm_lane_id();", slow);
+    struct ops_case c[2];
+    build(&c[0], true);
+    build_matmul(&c[1], DL_Q40, 1, 1024, 2048, FILL_RANDOM, FILL_RANDOM, 0);
+    ops_ready(&c[1]);
+    ops_oracle(&c[1]);
+    for (int all = 0; all < 2; all++) {
+        setenv("DLLAMA_VK_TUNE", all ? "1000" : "0.000001", 1);
+        dl_device *dev = open_device();
+        struct vk_mm_variant variants[VK_MM_VARIANTS];
+        uint32_t n = vk_mm_vec_variants(&vk_ctx_of(dev)->caps, DL_Q40, 512, 1, variants);
+        run(dev, &c[0]);
+        struct vk_tune_choice got = matrix_choice(dev, 0);
+        assert_string_equal(got.name, variants[n - 1].name);
+        assert_true(got.ns > 0 && got.ns == got.plain_ns);
+        uint32_t timed = vk_tune_stats(vk_ctx_of(dev)).timed;
+        assert_true(all ? timed >= n : timed >= 2 && timed <= 4);
+        run(dev, &c[1]);
+        assert_string_equal(matrix_choice(dev, 1).name, variants[n - 1].name);
+        assert_true(all ? vk_tune_stats(vk_ctx_of(dev)).timed > timed : vk_tune_stats(vk_ctx_of(dev)).timed == timed);
+        dl_device_close(&dev);
     }
-    fclose(in);
-    assert_int_equal(fclose(out), 0);
-    assert_int_equal(found, 1);
-    setenv("DLLAMA_SHADER_DIR", folder, 1);
+    setenv("DLLAMA_VK_TUNE", "1000", 1);
+    unsetenv("DLLAMA_SHADER_DIR");
+    ops_free(&c[0]);
+    ops_free(&c[1]);
+    remove_dir(folder);
 }
 
 static void test_wrong_variant(void **state)
@@ -146,7 +181,8 @@ static void test_wrong_variant(void **state)
     }
     struct ops_case c;
     build(&c, false);
-    spoil(folder, "#if SG == 1\n#define LOG2_E 1.44269504088896341\n#else\n#define LOG2_E 1.44\n#endif\n");
+    spoil(folder, "attention.glsl", "#define LOG2_E",
+          "#if SG == 1\n#define LOG2_E 1.44269504088896341\n#else\n#define LOG2_E 1.44\n#endif\n");
     run(dev, &c); /* is right all the same */
     struct vk_tune_stats stats = vk_tune_stats(vk_ctx_of(dev));
     assert_true(stats.dropped >= 1);
@@ -177,7 +213,7 @@ static void test_all_wrong(void **state)
     dl_device *dev = open_device();
     struct ops_case c;
     build(&c, false);
-    spoil(folder, "#define LOG2_E 1.44\n");
+    spoil(folder, "attention.glsl", "#define LOG2_E", "#define LOG2_E 1.44\n");
     dl_buf *bufs[4] = {0};
     dl_prog *prog = NULL;
     for (uint32_t i = 0; i < c.n_bufs; i++)
@@ -231,8 +267,8 @@ static void test_portable(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_kept),   cmocka_unit_test(test_wrong_variant), cmocka_unit_test(test_all_wrong),
-        cmocka_unit_test(test_forced), cmocka_unit_test(test_portable),
+        cmocka_unit_test(test_kept),      cmocka_unit_test(test_never_slower), cmocka_unit_test(test_wrong_variant),
+        cmocka_unit_test(test_all_wrong), cmocka_unit_test(test_forced),       cmocka_unit_test(test_portable),
     };
     return cmocka_run_group_tests(tests, set_up, tear_down);
 }

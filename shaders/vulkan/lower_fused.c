@@ -121,13 +121,25 @@ static uint64_t shared_bytes(const struct vk_mm_variant *v, uint32_t cols, const
     return floats * sizeof(float);
 }
 
+/* A tile of two matrices has half of its rows from each. Results meet beside what is multiplied. */
+static bool fit_tile(const struct vk_caps *caps, const struct vk_mm_variant *v, struct vk_mm_fused *f)
+{
+    f->rows = v->bm;
+    f->own = f->kind == VK_MM_GLU ? v->bm / 2 : v->bm;
+    f->threads = v->bm / v->tm * (v->bn / v->tn);
+    if (f->kind == VK_MM_NONE)
+        return true;
+    const uint32_t bytes = vk_mm_tile_bytes(v, f->part[0]->src[1].type) + (v->bm * v->bn + 2 * f->threads) * 4;
+    return f->own % DL_BLOCK == 0 && f->threads % 8 == 0 && bytes <= caps->shared_bytes;
+}
+
 bool vk_mm_fit(const struct vk_caps *caps, const struct vk_mm_variant *v, uint32_t cols, struct vk_mm_fused *f)
 {
     f->rows = f->own = v->rows;
     f->threads = v->threads;
     f->passes = 1;
     if (v->tile)
-        return f->n_ops == 1;
+        return fit_tile(caps, v, f);
     if (f->kind == VK_MM_GLU) { /* many columns have registers for no more rows than without it */
         f->own = cols > 2 ? DL_MAX(v->rows / 2, 1u) : v->rows;
         f->rows = 2 * f->own;

@@ -4,7 +4,7 @@
  * mat-vecs of 8 columns side by side where the device is better at that. MoE: a mat-vec per (token, slot).
  *
  * Weights larger than a descriptor are taken a chunk of rows after the other, grids larger than a dispatch a run of rows or tokens
- * after the other. What fits one dispatch of a mat-vec may take neighbours along (lower_fused.c).
+ * after the other. What fits one dispatch may take neighbours along (lower_fused.c).
  */
 #include "lower_matmul.h"
 
@@ -14,7 +14,7 @@
 #include "kernels.h"
 #include "tune.h"
 
-#define VEC_COLS 8u /* the most columns of a mat-vec */
+_Static_assert(VK_MM_VARIANTS <= VK_TUNE_MOST, "all are candidates");
 
 static bool whole_rows(const struct dl_view *v)
 {
@@ -74,10 +74,10 @@ static void define_all(const struct call *c, struct vk_dispatch *d)
         vk_define(d, "LPR", v->lanes);
         vk_define(d, "SG", v->subgroup);
         vk_define(d, "MOE", c->moe);
-        vk_define(d, "PARTS", c->f.n_parts);
         vk_define(d, "PASSES", c->f.passes);
-        vk_define(d, "EPI", (uint32_t)c->f.kind);
     }
+    vk_define(d, "PARTS", c->f.n_parts);
+    vk_define(d, "EPI", (uint32_t)c->f.kind);
     if (c->f.kind)
         vk_define(d, "OUT", (uint32_t)vk_form_of(c->l, &c->f.after->dst));
     if (c->f.kind == VK_MM_GLU)
@@ -200,10 +200,16 @@ static int bind_after(const struct call *c, struct vk_dispatch *d)
     return err ? err : vk_bind_out(c->l, d, &out, out.rows);
 }
 
-/* Rows of weights that a workgroup has. */
+/* Rows that a workgroup has of each of its matrices. */
 static uint32_t span(const struct call *c)
 {
-    return c->v->tile ? c->v->bm : c->f.threads / c->v->lanes * c->f.own * c->f.passes;
+    return c->v->tile ? c->f.own : c->f.threads / c->v->lanes * c->f.own * c->f.passes;
+}
+
+/* Columns of the batch that it has. */
+static uint32_t group_cols(const struct call *c)
+{
+    return c->moe ? 1 : c->v->tile ? c->v->bn : c->cols;
 }
 
 /* Workgroups for rows of the first matrix, and for all of those beside it. */
@@ -271,9 +277,8 @@ static int dispatch(const struct call *c)
     err = bind_parts(c, d, &y, &to);
     if (!err)
         err = bind_after(c, d);
-    const uint32_t group_cols = c->moe ? 1 : v->tile ? v->bn : c->cols;
     d->groups[0] = row_groups(c, rows);
-    d->groups[1] = (uint32_t)dl_div_up((uint64_t)c->n_tokens * slots, group_cols);
+    d->groups[1] = (uint32_t)dl_div_up((uint64_t)c->n_tokens * slots, group_cols(c));
     d->work = (uint64_t)c->n_tokens * slots * rows * in;
     for (uint32_t i = 1; i < c->f.n_parts; i++)
         d->work += (uint64_t)c->n_tokens * slots * c->f.part[i]->dst.cols * in;
@@ -295,10 +300,9 @@ static int dispatches(struct call *c)
     const struct vk_buf *w = l->bufs[op->src[1].buf];
     if (!w)
         return dl_fail(DL_EINVAL, "%s: %s: its weights are not on this node", l->ctx->label, op->name);
-    const uint32_t slots = c->moe ? op->u.moe.k : 1, group_cols = c->moe ? 1 : c->v->tile ? c->v->bn : c->cols;
-    const uint32_t group_rows = span(c);
+    const uint32_t slots = c->moe ? op->u.moe.k : 1, group_rows = span(c);
     const uint32_t all = DL_MIN(vk_rows(l, op), op->dst.rows) / slots, first = vk_view_row(l, &op->src[1]);
-    const uint32_t tokens = least(all, (uint64_t)caps->max_groups[1] * group_cols / slots);
+    const uint32_t tokens = least(all, (uint64_t)caps->max_groups[1] * group_cols(c) / slots);
     if (!tokens)
         return dl_fail(DL_ELIMIT, "%s: %s: a token's %u experts are more than this device starts at once",
                        l->ctx->label, op->name, (unsigned)slots);
@@ -340,11 +344,10 @@ static bool whole(const struct call *c, const struct dl_view *w)
 static void fused_word(const struct call *c, const char *word, char *out, size_t size)
 {
     static const char *const kinds[] = {"beside", "convert", "glu", "add", "carry"};
-    static const char *const forms[] = {"f32", "f16", "bf16", "", "q80", "planes"};
     const bool bias = !c->moe && c->op->src[2].buf != DL_NO_BUF;
     char to[32];
     if (c->f.after)
-        snprintf(to, sizeof to, "to_%s%s", forms[vk_form_of(c->l, &c->f.after->dst)],
+        snprintf(to, sizeof to, "to_%s%s", vk_form_name(vk_form_of(c->l, &c->f.after->dst)),
                  c->f.kind == VK_MM_GLU && c->f.after->u.glu.act == DL_ACT_GELU ? "_gelu" : "");
     else
         snprintf(to, sizeof to, "%u", (unsigned)c->f.n_parts);
@@ -359,14 +362,14 @@ static int take_along(struct call *c, const struct dl_op *ops, uint32_t n, const
     const uint32_t planes = dl_type_quantised(ops->src[1].type) ? 2 : 1;
     char fused[96];
     int answer = 0;
-    c->f = vk_mm_match(ops, c->v->tile ? 1 : n);
+    c->f = vk_mm_match(ops, n);
     bool fits = c->f.n_ops > 1 && vk_mm_fit(caps, c->v, c->cols, &c->f);
     for (uint32_t i = 0; fits && i < c->f.n_parts; i++)
         fits = whole(c, &c->f.part[i]->src[1]);
     /* Batch, activations, results, bias or route; the second GLU result or the residual; what is converted. */
     const uint32_t binds = 1u + (planes == 2 ? 3u : 1u) + 1u + c->f.n_parts * (planes + 1) + (c->f.kind ? 4u : 0u);
     fits = fits && binds <= DL_MIN(caps->max_binds, VK_BINDS) && row_groups(c, ops->dst.cols) <= caps->max_groups[0] &&
-           dl_div_up(rows, c->moe ? 1 : c->cols) <= caps->max_groups[1] && slots <= rows;
+           dl_div_up(rows, group_cols(c)) <= caps->max_groups[1] && slots <= rows;
     if (fits) {
         fused_word(c, word, fused, sizeof fused);
         answer = vk_tune_fuse(c->l, fused, ops, c->f.n_ops, word, c->v->name);
@@ -386,9 +389,9 @@ int vk_lower_matmul(struct vk_lower *l, const struct dl_op *ops, uint32_t n)
     struct vk_mm_variant all[VK_MM_VARIANTS];
     char word[32];
     struct call c = {.l = l, .op = ops, .cols = 1};
-    while (c.cols < tokens && c.cols < VEC_COLS)
+    while (c.cols < tokens && c.cols < VK_MM_VEC_COLS)
         c.cols *= 2;
-    bool vec = tokens <= VEC_COLS;
+    bool vec = tokens <= VK_MM_VEC_COLS;
     uint32_t n_all = vec ? vk_mm_vec_variants(caps, w->type, w->cols, tokens, all)
                          : vk_mm_many_variants(caps, w->type, w->cols, tokens, all);
     int at = choose(l, ops, vec ? "matvec" : "matmul", all, n_all, word);

@@ -20,7 +20,8 @@ struct vk_mm_variant {
     uint32_t bm, bn, tm, tn, step;           /* tile: step is KB or BK */
 };
 
-#define VK_MM_VARIANTS 8u
+#define VK_MM_VARIANTS 12u
+#define VK_MM_VEC_COLS 8u /* the most columns of a mat-vec */
 
 /* What a mat-vec takes along, as mm_epilogue.glsl numbers it. */
 enum vk_mm_after { VK_MM_NONE, VK_MM_CONVERT, VK_MM_GLU, VK_MM_ADD, VK_MM_CARRY };
@@ -34,15 +35,18 @@ struct vk_mm_fused {
     enum vk_mm_after kind;
     const struct dl_op *after;           /* NULL: several matrices and nothing behind them */
     const struct dl_view *base;          /* ADD: what the result is added to. CARRY: what is carried */
-    uint32_t rows, own, threads, passes; /* ROWS, of which `own` of each matrix, WG, PASSES */
+    uint32_t rows, own, threads, passes; /* ROWS or BM, of which `own` of each matrix, WG, PASSES */
 };
 
 /* The matrix ops[0] and what of its neighbours may join it: the result is that of the ops one after the other, also in the buffers
  * between them. n_ops == 1: nothing. Pure. */
 struct vk_mm_fused vk_mm_match(const struct dl_op *ops, uint32_t n);
 
-/* Fits a variant's shape to `f` for mat-vecs of `cols` columns: whole blocks per workgroup. False where the device has too little for it. */
+/* Fits a variant's shape to `f`, for mat-vecs of `cols` columns: whole blocks per workgroup. False where the device has too little for it. */
 bool vk_mm_fit(const struct vk_caps *caps, const struct vk_mm_variant *v, uint32_t cols, struct vk_mm_fused *f);
+
+/* Shared memory of a tile. */
+uint32_t vk_mm_tile_bytes(const struct vk_mm_variant *v, enum dl_type type);
 
 /* Candidates for weights of a type and rows of n_in values, for up to n_tokens activation rows: different ones, best guess first,
  * the last one needs nothing optional. Returns how many. */

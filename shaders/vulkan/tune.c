@@ -2,10 +2,13 @@
  *
  * tune.c: the choice between candidates. A choice is made once per (kernel, shape, batch class): every candidate is checked on a small
  * case, those that are right are timed on one of the op's size (trial.h), and the fastest is kept, on disk too: by device, driver
- * and shader sources. All of it together may take BUDGET_S seconds per device and process; what is left then is checked only, and chosen at a later start.
+ * and shader sources. The last candidate, which needs nothing optional, is timed with the first guess: nothing is chosen that is
+ * slower here. All of it together may take BUDGET_S seconds per device and process; what is left then gets what another shape of the same kernel
+ * was chosen, or the faster one of first and last, and is chosen at a later start.
  */
 #include "tune.h"
 
+#include <inttypes.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -19,10 +22,13 @@
 #define LEAST_WORK (1u << 20) /* multiply-adds: smaller ops are not worth timing */
 #define FUSED_GAIN 0.9        /* one kernel stays, unless the ops one by one take less than this part of its time */
 #define PHASE "choosing kernels"
-#define VERSION "choices 2" /* of the file, and of what candidates' names mean */
+#define VERSION "choices 3" /* of the file, and of what candidates' names mean */
 
 struct choice {
     char key[128], name[64];
+    uint64_t ns, plain_ns; /* that it and the last candidate take here; 0: too small to be timed, or it was not right */
+    bool told;             /* in the log */
+    bool rough;            /* there was no time for all: for this process only */
 };
 
 struct candidate {
@@ -60,6 +66,23 @@ struct vk_tune {
 
 /* ------------------------------------------------------------------------------------------------ what is known */
 
+/* A line of the file: "key\tname\tns\tns". */
+static bool read_choice(const char *line, size_t n, struct choice *out)
+{
+    const char *tab[3], *at = line, *end = line + n;
+    for (int i = 0; i < 3; i++) {
+        tab[i] = at ? memchr(at, '\t', (size_t)(end - at)) : NULL;
+        at = tab[i] ? tab[i] + 1 : NULL;
+    }
+    if (!at || (size_t)(tab[0] - line) >= sizeof out->key || (size_t)(tab[1] - tab[0]) > sizeof out->name)
+        return false;
+    memcpy(out->key, line, (size_t)(tab[0] - line));
+    memcpy(out->name, tab[0] + 1, (size_t)(tab[1] - tab[0]) - 1);
+    out->ns = strtoull(tab[1] + 1, NULL, 10); /* ends at the line's end at the latest */
+    out->plain_ns = strtoull(tab[2] + 1, NULL, 10);
+    return true;
+}
+
 static void load(struct vk_tune *t, const struct vk_ctx *c)
 {
     const struct vk_caps *caps = &c->caps;
@@ -75,15 +98,11 @@ static void load(struct vk_tune *t, const struct vk_ctx *c)
     t->keep = !folder || !*folder; /* else what was measured is not what the next start has */
     size_t n = 0;
     char *text = t->keep ? vk_cache_load("tune", t->id, &n) : NULL;
-    for (size_t at = 0; at < n;) { /* "key\tname\n" */
-        const char *line = text + at, *end = memchr(line, '\n', n - at),
-                   *tab = end ? memchr(line, '\t', (size_t)(end - line)) : NULL;
+    for (size_t at = 0; at < n;) {
+        const char *line = text + at, *end = memchr(line, '\n', n - at);
         struct choice new = {0};
-        if (!tab || (size_t)(tab - line) >= sizeof new.key || (size_t)(end - tab) > sizeof new.name)
-            break;
-        memcpy(new.key, line, (size_t)(tab - line));
-        memcpy(new.name, tab + 1, (size_t)(end - tab) - 1);
-        if (dl_grow((void **)&t->choices, &t->cap_choices, t->n_choices + 1, sizeof new))
+        if (!end || !read_choice(line, (size_t)(end - line), &new) ||
+            dl_grow((void **)&t->choices, &t->cap_choices, t->n_choices + 1, sizeof new))
             break;
         t->choices[t->n_choices++] = new;
         at = (size_t)(end - text) + 1;
@@ -96,7 +115,9 @@ static void save(const struct vk_tune *t)
     struct dl_str text = {0};
     int err = 0;
     for (size_t i = 0; !err && i < t->n_choices; i++)
-        err = dl_str_addf(&text, "%s\t%s\n", t->choices[i].key, t->choices[i].name);
+        if (!t->choices[i].rough)
+            err = dl_str_addf(&text, "%s\t%s\t%" PRIu64 "\t%" PRIu64 "\n", t->choices[i].key, t->choices[i].name,
+                              t->choices[i].ns, t->choices[i].plain_ns);
     if (t->keep && !err && text.len)
         vk_cache_store("tune", t->id, text.v, text.len);
     dl_str_finish(&text);
@@ -137,24 +158,64 @@ static int index_of(const char *name, size_t length, const char *const *names, u
     return -1;
 }
 
-static int known(const struct vk_tune *t, const char *key, const char *const *names, uint32_t n)
+static void tell(const struct vk_ctx *c, struct choice *known)
 {
+    if (!known->told && known->ns)
+        dl_log(DL_LOG_INFO, "%s: %s: %s, %.1f us; the plainest %.1f us", c->label, known->key, known->name,
+               (double)known->ns / 1e3, (double)known->plain_ns / 1e3);
+    known->told = true;
+}
+
+static int known(const struct vk_ctx *c, const char *key, const char *const *names, uint32_t n)
+{
+    struct vk_tune *t = c->tune;
     for (size_t i = 0; i < t->n_choices; i++)
-        if (!strcmp(t->choices[i].key, key))
+        if (!strcmp(t->choices[i].key, key)) {
+            tell(c, &t->choices[i]);
             return index_of(t->choices[i].name, strlen(t->choices[i].name), names, n);
+        }
     return -1;
 }
 
-static void choose(struct vk_tune *t, const char *key, const char *name)
+/* What another shape was given, if it was timed: of the same kernel (the key's first word) and size of batch (its last). -1: none. */
+static int sibling(const struct vk_tune *t, const char *key, const char *const *names, uint32_t n)
 {
+    const char *last = strrchr(key, ' ');
+    size_t first = strcspn(key, " ");
+    for (size_t i = t->n_choices; i-- > 0;) {
+        const struct choice *c = &t->choices[i];
+        const char *other = strrchr(c->key, ' ');
+        if (c->ns && last && other && !strncmp(c->key, key, first + 1) && !strcmp(other, last)) {
+            int at = index_of(c->name, strlen(c->name), names, n);
+            if (at >= 0)
+                return at;
+        }
+    }
+    return -1;
+}
+
+static void choose(struct vk_ctx *ctx, const struct choice *what)
+{
+    struct vk_tune *t = ctx->tune;
     size_t i = 0;
-    while (i < t->n_choices && strcmp(t->choices[i].key, key))
+    while (i < t->n_choices && strcmp(t->choices[i].key, what->key))
         i++;
     if (i == t->n_choices && dl_grow((void **)&t->choices, &t->cap_choices, i + 1, sizeof *t->choices))
         return;
     t->n_choices = DL_MAX(t->n_choices, i + 1);
-    snprintf(t->choices[i].key, sizeof t->choices[i].key, "%s", key);
-    snprintf(t->choices[i].name, sizeof t->choices[i].name, "%s", name);
+    t->choices[i] = *what;
+    tell(ctx, &t->choices[i]);
+    if (!what->rough)
+        save(t);
+}
+
+bool vk_tune_choice(const struct vk_ctx *c, size_t index, struct vk_tune_choice *out)
+{
+    if (!c->tune || index >= c->tune->n_choices)
+        return false;
+    const struct choice *from = &c->tune->choices[index];
+    *out = (struct vk_tune_choice){from->key, from->name, from->ns, from->plain_ns};
+    return true;
 }
 
 /* The name that DLLAMA_VK_VARIANT gives for a kernel. */
@@ -293,83 +354,124 @@ static int check(const struct ask *a, uint32_t index, bool *right)
     return 0;
 }
 
-/* One kernel for all seems to lose. Once more, in turns: a busy machine is not the kernel. */
-static int again(const struct ask *a, struct vk_trial *trial, uint64_t took[2])
+/* A choice being made. */
+struct contest {
+    const struct ask *ask;
+    const char *key;
+    struct vk_trial *trial; /* for times; NULL until the first */
+    bool timed;             /* large enough for it */
+    int best;
+    uint64_t took[VK_TUNE_MOST]; /* 0: not timed, or not right */
+};
+
+static int time_one(struct contest *k, uint32_t i)
 {
-    struct vk_tune *t = a->l->ctx->tune;
-    uint64_t start = dl_now_ns(), ns = 0;
-    int err = 0;
-    for (uint32_t i = 0; !err && i < 2; i++) {
-        err = try(a, i, trial, &ns, NULL, NULL);
-        if (!err)
-            took[i] = DL_MIN(took[i], ns);
-    }
+    const struct ask *a = k->ask;
+    struct vk_ctx *c = a->l->ctx;
+    uint64_t ns = 0;
+    int err = k->trial ? 0 : vk_trial_create(a->l, a->ops, a->n_ops, VK_TRIAL_TIME, trial_bytes(c), &k->trial);
+    if (!err)
+        err = try(a, i, k->trial, &ns, NULL, NULL);
+    c->tune->stats.timed += !err;
+    if (!err && ns > 0)
+        k->took[i] = k->took[i] ? DL_MIN(k->took[i], ns) : ns;
+    return err;
+}
+
+/* One kernel for several ops may be a little slower here: in the run it also saves what is between dispatches. */
+static bool gains(const struct contest *k, uint32_t i, uint32_t than)
+{
+    double part = !k->ask->base ? 1 : i > than ? FUSED_GAIN : 1 / FUSED_GAIN;
+    return k->took[i] && (!k->took[than] || (double)k->took[i] < (double)k->took[than] * part);
+}
+
+static int enter(struct contest *k, uint32_t i, bool may_time)
+{
+    struct vk_ctx *c = k->ask->l->ctx;
+    struct vk_tune *t = c->tune;
+    bool right = false;
+    uint64_t start = dl_now_ns();
+    vk_progress(c, PHASE, DL_MIN(t->spent_ns, t->budget_ns - 1), t->budget_ns);
+    int err = check(k->ask, i, &right);
+    if (!err && right && may_time)
+        err = time_one(k, i);
+    t->spent_ns += dl_now_ns() - start;
+    if (!err && k->took[i])
+        dl_log(DL_LOG_DEBUG, "%s: %s: %s takes %.1f us", c->label, k->key, k->ask->names[i], (double)k->took[i] / 1e3);
+    if (!err && right && (k->best < 0 || gains(k, i, (uint32_t)k->best)))
+        k->best = (int)i;
+    return err;
+}
+
+/* Once more, in turns: a busy machine is not the kernel. */
+static int again(struct contest *k, uint32_t one, uint32_t other)
+{
+    struct vk_tune *t = k->ask->l->ctx->tune;
+    uint64_t start = dl_now_ns();
+    int err = time_one(k, one);
+    if (!err)
+        err = time_one(k, other);
     t->spent_ns += dl_now_ns() - start;
     return err;
 }
 
-static bool gains(const struct ask *a, uint64_t ns, uint64_t least)
+/* All that there is time for. The first guess and the last candidate are compared in any case, unless it is known from another shape
+ * how they compare; then the others. */
+static int compete(struct contest *k, int like)
 {
-    return (double)ns < (double)least * (a->base ? FUSED_GAIN : 1);
+    const uint32_t n = k->ask->n, last = n - 1;
+    const struct vk_tune *t = k->ask->l->ctx->tune;
+    int err = 0;
+    if (like >= 0)
+        err = enter(k, (uint32_t)like, k->timed && t->spent_ns <= t->budget_ns);
+    for (uint32_t step = 0; !err && step < n; step++) {
+        const uint32_t i = step == 0 ? 0 : step == 1 ? last : step - 1;
+        const bool late = t->spent_ns > t->budget_ns, must = like < 0 && step < 2;
+        if ((int)i == like)
+            continue;
+        if (k->best >= 0 && (!k->timed || (late && !must)))
+            break;
+        err = enter(k, i, k->timed && (!late || must));
+    }
+    if (err || k->best < 0 || !k->took[k->best])
+        return err;
+    /* What won barely may have been lucky. */
+    const uint32_t best = (uint32_t)k->best, rival = k->ask->base ? 1 - best : last;
+    if (best == rival || !k->took[rival] || (k->ask->base ? best == 0 : k->took[best] < k->took[rival] / 10 * 9))
+        return 0;
+    err = again(k, best, rival);
+    if (!err && gains(k, rival, best))
+        k->best = (int)rival;
+    return err;
 }
 
 static int measure(const struct ask *a, const char *key)
 {
-    struct vk_lower *l = a->l;
-    const char *kernel = a->kernel, *const *names = a->names;
-    const uint32_t n = a->n;
-    struct vk_tune *t = l->ctx->tune;
-    struct vk_trial *trial = NULL;
-    int best = -1, err = 0;
-    uint64_t least = 0, took[2] = {0, 0}, ns;
-    bool right = false, timed = n > 1 && vk_trial_times(a->ops) && work(l, a->ops) >= LEAST_WORK;
-    for (uint32_t i = 0; i < n; i++) {
-        if (best >= 0 && (!timed || t->spent_ns > t->budget_ns))
-            break;
-        uint64_t start = dl_now_ns();
-        vk_progress(l->ctx, PHASE, DL_MIN(t->spent_ns, t->budget_ns - 1), t->budget_ns);
-        err = check(a, i, &right);
-        ns = 0;
-        if (!err && right && timed && t->spent_ns <= t->budget_ns) {
-            if (!trial)
-                err = vk_trial_create(l, a->ops, a->n_ops, VK_TRIAL_TIME, trial_bytes(l->ctx), &trial);
-            if (!err)
-                err = try(a, i, trial, &ns, NULL, NULL);
-            t->stats.timed += !err;
-        }
-        t->spent_ns += dl_now_ns() - start;
-        if (err)
-            break;
-        if (right && ns > 0)
-            dl_log(DL_LOG_DEBUG, "%s: %s: %s takes %.1f us", l->ctx->label, key, names[i], (double)ns / 1e3);
-        if (right && (best < 0 || (ns > 0 && gains(a, ns, least)))) {
-            best = (int)i;
-            least = ns;
-        }
-        if (i < 2)
-            took[i] = ns;
-    }
-    if (!err && a->base && best == 1 && took[0] && took[1]) {
-        err = again(a, trial, took);
-        best = gains(a, took[1], took[0]) ? 1 : 0;
-    }
-    vk_progress(l->ctx, PHASE, t->budget_ns, t->budget_ns);
-    vk_trial_destroy(&trial);
-    if (err && vk_lost(l->ctx))
+    struct vk_ctx *c = a->l->ctx;
+    struct vk_tune *t = c->tune;
+    struct contest k = {.ask = a,
+                        .key = key,
+                        .best = -1,
+                        .timed = a->n > 1 && vk_trial_times(a->ops) && work(a->l, a->ops) >= LEAST_WORK};
+    int err = compete(&k, k.timed ? sibling(t, key, a->names, a->n) : -1);
+    vk_progress(c, PHASE, t->budget_ns, t->budget_ns);
+    vk_trial_destroy(&k.trial);
+    if (err && vk_lost(c))
         return err;
-    if (err && best < 0) { /* no memory for trials, say */
-        dl_log(DL_LOG_WARN, "%s: %s could not be checked (%s), using %s", l->ctx->label, kernel, dl_err_text(err),
-               names[n - 1]);
-        return (int)n - 1;
+    if (err && k.best < 0) { /* no memory for trials, say */
+        dl_log(DL_LOG_WARN, "%s: %s could not be checked (%s), using %s", c->label, a->kernel, dl_err_text(err),
+               a->names[a->n - 1]);
+        return (int)a->n - 1;
     }
-    if (best < 0)
-        return dl_fail(DL_EUNSUP, "%s: kernel %s: every variant gives wrong results: use another device", l->ctx->label,
-                       kernel);
-    if (err || (timed && t->spent_ns > t->budget_ns))
-        return best; /* good enough until the next start */
-    choose(t, key, names[best]);
-    save(t);
-    return best;
+    if (k.best < 0)
+        return dl_fail(DL_EUNSUP, "%s: kernel %s: every variant gives wrong results: use another device", c->label,
+                       a->kernel);
+    struct choice made = {
+        .ns = k.took[k.best], .plain_ns = k.took[a->n - 1], .rough = err || (k.timed && t->spent_ns > t->budget_ns)};
+    snprintf(made.key, sizeof made.key, "%s", key);
+    snprintf(made.name, sizeof made.name, "%s", a->names[k.best]);
+    choose(c, &made);
+    return k.best;
 }
 
 /* No choice is forced, and no trial asks. */
@@ -380,7 +482,7 @@ static int pick(const struct ask *a)
         return 0;
     char key[sizeof t->choices->key];
     key_of(a, key, sizeof key);
-    int i = known(t, key, a->names, a->n);
+    int i = known(a->l->ctx, key, a->names, a->n);
     if (i >= 0 || t->kernel) /* a trial of another kernel does not start its own */
         return DL_MAX(i, 0);
     if (!t->said)
