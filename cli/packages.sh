@@ -9,7 +9,8 @@
 #   fail WHAT [WHY]        one line on stderr, exit 1 (calls on_fail first where the caller has defined one)
 #   need_packages P...     installs those Debian packages that are missing; asks nothing where none is
 #   want_packages P...     the same for what the build can do without
-#   build_preset NAME      configures (first time) and builds incrementally; the log is shown only when that fails
+#   build_preset NAME [OPTIONS] [-- TARGETS]   configures with OPTIONS and builds incrementally, TARGETS or everything; the
+#                          log is shown only when that fails
 
 step() { printf '== %s\n' "$*"; }
 
@@ -98,14 +99,21 @@ build_jobs() {
 
 build_preset() {
     preset=$1
+    options=
     shift
+    while [ $# -gt 0 ] && [ "$1" != -- ]; do
+        options="$options $1"
+        shift
+    done
+    [ $# = 0 ] || shift
     step "build $preset (build/$preset)"
     mkdir -p "build/$preset"
-    cmake --preset "$preset" "$@" >"build/$preset/configure.log" 2>&1 || {
+    # shellcheck disable=SC2086
+    cmake --preset "$preset" $options >"build/$preset/configure.log" 2>&1 || {
         cat "build/$preset/configure.log" >&2
         fail "configure $preset"
     }
-    cmake --build "build/$preset" -j "$(build_jobs)" >"build/$preset/build.log" 2>&1 || {
+    cmake --build "build/$preset" -j "$(build_jobs)" ${1:+--target "$@"} >"build/$preset/build.log" 2>&1 || {
         grep -vE '^\[[0-9]+/[0-9]+\] (Building|Linking)' "build/$preset/build.log" >&2
         fail "build $preset"
     }

@@ -17,7 +17,7 @@ for package in $build_packages; do
     esac
 done
 
-[ ! -e "$dir/complete" ] || exit 0
+[ "$(cat "$dir/complete" 2>/dev/null)" != "$packages" ] || exit 0
 command -v apt-get >/dev/null 2>&1 || {
     echo "arm64_root: no apt-get here"
     exit 1
@@ -52,4 +52,4 @@ find "$dir" -type l -lname '/*' | while read -r link; do
     depth=$(dirname "${link#"$dir"/}" | sed 's|[^/]*|..|g')
     ln -sfn "$depth$(readlink "$link")" "$link"
 done
-: >"$dir/complete"
+echo "$packages" >"$dir/complete"

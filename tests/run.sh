@@ -5,6 +5,7 @@
 #
 # Installs what is missing (Debian 12+, Ubuntu 22.04+; root or sudo), builds, and runs every test:
 #   release   all tests, with the checks of includes, symbols, headers and style
+#   arm64     the ops, whole models and the bits of both, cross-compiled for 64-bit ARM and run under qemu
 #   asan      all tests under AddressSanitizer and UndefinedBehaviorSanitizer
 #   tsan      the tests that use threads (ctest label `threads`) under ThreadSanitizer
 #   fuzz      each fuzz target for FUZZ_SECONDS (default 30), from its corpus
@@ -89,6 +90,32 @@ fi
 build_preset release -DDL_TESTS=ON
 test_preset release ""
 [ -z "$quick" ] || exit 0
+
+# 64-bit ARM under an emulator: as a Raspberry Pi 4 (plain NEON), and as a Raspberry Pi 5 (dot products).
+arm64_tests="test_ops test_quant test_cpu_device"
+arm64_missing() {
+    for tool in aarch64-linux-gnu-gcc qemu-aarch64; do
+        command -v "$tool" >/dev/null 2>&1 || {
+            echo "there is no $tool"
+            return 0
+        }
+    done
+    ! sh tests/arm64_root.sh
+}
+if [ "$(uname -m)" = x86_64 ]; then
+    want_packages gcc-aarch64-linux-gnu libc6-dev-arm64-cross qemu-user
+    if why=$(arm64_missing); then
+        step "test arm64"
+        printf '   SKIPPED PART: nothing runs as on ARM: %s\n' "$why"
+    else
+        # shellcheck disable=SC2086
+        build_preset arm64 -DDL_TESTS=ON -- dllama-vk $arm64_tests
+        for cpu in cortex-a72 cortex-a76; do
+            step "arm64: as a $cpu"
+            test_preset arm64 "env QEMU_CPU=$cpu" -R "^(arm64_bits|$(echo "$arm64_tests" | tr ' ' '|'))\$"
+        done
+    fi
+fi
 
 build_preset asan
 test_preset asan "$steady" -LE lint
