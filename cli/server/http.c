@@ -9,13 +9,16 @@
 #include <string.h>
 #include <sys/socket.h>
 
+#include "cli.h"
+
 #define MAX_BODY ((size_t)8 << 20)
 #define MAX_BODIES ((size_t)64 << 20) /* of all requests that are being read */
 #define CONNECTIONS 512u
 #define THREADS 2u
-#define IDLE_S 30u                       /* without a byte either way */
-#define REQUEST_NS UINT64_C(60000000000) /* to say what one wants */
+#define REQUEST_S 60u /* to say what one wants; half of it without a byte either way */
 #define BLOCK_BYTES ((size_t)16 << 10)
+#define SEND_BYTES \
+    (256 << 10) /* that the system may hold for a client that does not read: by itself it takes megabytes */
 
 /* A connection, for the sweep. */
 struct cli_socket {
@@ -364,6 +367,8 @@ static void connection(void *ud, struct MHD_Connection *conn, void **context, en
         c = info ? dl_calloc(1, sizeof *c) : NULL;
         if (!c)
             return;
+        int most = SEND_BYTES;
+        setsockopt(info->connect_fd, SOL_SOCKET, SO_SNDBUF, &most, sizeof most);
         *c = (struct cli_socket){s, info->connect_fd, dl_now_ns(), NULL, NULL};
         *context = c;
         pthread_mutex_lock(&s->lock);
@@ -391,7 +396,7 @@ void cli_http_sweep(struct cli_server *s)
     uint64_t now = dl_now_ns();
     pthread_mutex_lock(&s->lock);
     for (struct cli_socket *c = s->sockets; c; c = c->next)
-        if (c->since_ns && now > c->since_ns + REQUEST_NS) {
+        if (c->since_ns && now > c->since_ns + s->request_ns) {
             shutdown(c->fd, SHUT_RDWR); /* its thread sees the end and closes it */
             c->since_ns = 0;
         }
@@ -422,12 +427,17 @@ static void log_it(void *ud, const char *fmt, va_list ap)
 int cli_http_start(struct cli_server *s)
 {
     sigset_t all, before;
+    const char *text = getenv("DLLAMA_SERVE_TIMEOUT");
+    uint64_t seconds;
+    if (!text || !cli_parse_uint(text, false, 2, 86400, &seconds))
+        seconds = REQUEST_S;
+    s->request_ns = seconds * UINT64_C(1000000000);
     sigfillset(&all);
     pthread_sigmask(SIG_BLOCK, &all, &before); /* Ctrl-C is for the engine thread */
     s->daemon = MHD_start_daemon(MHD_USE_AUTO_INTERNAL_THREAD | MHD_ALLOW_SUSPEND_RESUME | MHD_USE_ERROR_LOG, 0, NULL,
                                  NULL, handle, s, MHD_OPTION_EXTERNAL_LOGGER, log_it, NULL, MHD_OPTION_LISTEN_SOCKET,
                                  s->listen_fd, MHD_OPTION_CONNECTION_LIMIT, CONNECTIONS, MHD_OPTION_CONNECTION_TIMEOUT,
-                                 IDLE_S, MHD_OPTION_CONNECTION_MEMORY_LIMIT, (size_t)64 << 10,
+                                 (unsigned)(seconds / 2), MHD_OPTION_CONNECTION_MEMORY_LIMIT, (size_t)64 << 10,
                                  MHD_OPTION_THREAD_POOL_SIZE, THREADS, MHD_OPTION_NOTIFY_COMPLETED, completed, NULL,
                                  MHD_OPTION_NOTIFY_CONNECTION, connection, s, MHD_OPTION_END);
     pthread_sigmask(SIG_SETMASK, &before, NULL);

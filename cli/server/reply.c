@@ -43,7 +43,7 @@ static json_t *one_logprob(const struct cli_served *served, int32_t id, float lo
 static json_t *chat_logprobs(const struct cli_seq *s, const struct cli_served *served)
 {
     json_t *list = json_array();
-    for (size_t i = s->n_told; i < s->logprobs.len; i++) {
+    for (size_t i = 0; i < s->logprobs.len; i++) {
         const struct cli_logprob *lp = &s->logprobs.v[i];
         json_t *top = json_array(), *entry = one_logprob(served, lp->id, lp->logprob);
         for (uint32_t k = 0; k < lp->n_top; k++)
@@ -58,7 +58,7 @@ static json_t *chat_logprobs(const struct cli_seq *s, const struct cli_served *s
 static json_t *text_logprobs(struct cli_seq *s, const struct cli_served *served)
 {
     json_t *tokens = json_array(), *values = json_array(), *tops = json_array(), *offsets = json_array();
-    for (size_t i = s->n_told; i < s->logprobs.len; i++) {
+    for (size_t i = 0; i < s->logprobs.len; i++) {
         const struct cli_logprob *lp = &s->logprobs.v[i];
         json_t *top = json_object(), *token = token_json(served, lp->id);
         for (uint32_t k = 0; k < lp->n_top; k++) {
@@ -150,7 +150,7 @@ int cli_reply_events(struct cli_job *job, struct cli_seq *s, const struct cli_se
         json_t *delta = json_pack("{s:s,s:s}", "role", "assistant", "content", "");
         err = event(job, served, chunk_choice(s, delta, json_null(), json_null()), out);
     }
-    if (!err && (s->text.len || s->n_told < s->logprobs.len)) {
+    if (!err && (s->text.len || s->logprobs.len)) {
         json_t *text = text_json(s->text.v, s->text.len), *lp = logprobs(s, served);
         if (chat)
             err = event(job, served, chunk_choice(s, json_pack("{s:o}", "content", text), json_null(), lp), out);
@@ -159,7 +159,7 @@ int cli_reply_events(struct cli_job *job, struct cli_seq *s, const struct cli_se
                 job, served,
                 json_pack("{s:i,s:o,s:o,s:n}", "index", (int)s->index, "text", text, "logprobs", lp, "finish_reason"),
                 out);
-        s->n_told = s->logprobs.len;
+        s->logprobs.len = 0; /* nobody asks for them again */
         s->text.len = 0;
     }
     if (!err && done && chat)

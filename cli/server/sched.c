@@ -284,8 +284,10 @@ static void heal(struct cli_sched *q, const char *why)
     }
     cli_server_state(q->s, CLI_SERVER_HEALING, why);
     fail_all(q, false, 503, why);
+    char now[400];
     int err = cli_fall_back(q->s->load_opts, q->e);
-    cli_server_state(q->s, err ? CLI_SERVER_FAILED : CLI_SERVER_READY, err ? why : "");
+    snprintf(now, sizeof now, err ? "%.300s" : "%.300s: going on with the CPU", why);
+    cli_server_state(q->s, err ? CLI_SERVER_FAILED : CLI_SERVER_READY, now);
     if (err)
         fail_all(q, true, 503, why);
 }
@@ -384,6 +386,14 @@ static void sweep(struct cli_sched *q)
     q->worked = false;
 }
 
+static bool idle(const struct cli_sched *q)
+{
+    pthread_mutex_lock(&q->s->lock);
+    bool none = !q->n_active && !q->parked && !q->s->first;
+    pthread_mutex_unlock(&q->s->lock);
+    return none;
+}
+
 static void serve(struct cli_sched *q, dl_stop_fn *stop)
 {
     uint64_t until = 0;
@@ -392,7 +402,7 @@ static void serve(struct cli_sched *q, dl_stop_fn *stop)
             until = dl_now_ns() + DRAIN_NS;
             cli_server_state(q->s, CLI_SERVER_STOPPING, "it was told to end");
         }
-        if (until && (dl_now_ns() > until || (!q->n_active && !q->s->first)))
+        if (until && (dl_now_ns() > until || idle(q)))
             return;
         sweep(q);
         cli_sched_drop_gone(q);

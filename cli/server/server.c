@@ -68,8 +68,10 @@ static void copy_text(char *to, size_t n, const char *text)
 void cli_server_state(struct cli_server *s, enum cli_server_state state, const char *why)
 {
     pthread_mutex_lock(&s->lock);
-    s->state = state;
-    copy_text(s->why, sizeof s->why, why);
+    if (s->state != CLI_SERVER_STOPPING) { /* that is for good: nobody new is let in */
+        s->state = state;
+        copy_text(s->why, sizeof s->why, why);
+    }
     pthread_mutex_unlock(&s->lock);
 }
 

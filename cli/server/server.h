@@ -64,7 +64,8 @@ struct cli_server {
     bool loopback;  /* nobody but this machine gets here */
     char host[256]; /* as in --listen */
     char url[300];
-    int wake[2]; /* a byte in this pipe wakes the engine thread */
+    int wake[2];         /* a byte in this pipe wakes the engine thread */
+    uint64_t request_ns; /* a request may take so long to arrive */
     pthread_mutex_t lock;
 
     /* lock */
@@ -171,14 +172,14 @@ struct cli_seq {
     bool drawn;            /* but what was drawn for it did not fit the format: the next draw is among those that do */
     uint32_t misses, rows; /* tokens in turn that candidates did not settle; for how many more they are not asked for */
     uint64_t n_new, max_new;
-    uint64_t last_ns;   /* when its last token came */
-    struct dl_str text; /* that no client has seen yet */
-    struct cli_logprobs logprobs;
-    uint64_t n_told, offset; /* tokens whose likelihoods were sent, and where in the text the next one begins */
-    bool greeted;            /* the first event of a chat is out */
-    uint32_t reserve;        /* KV blocks that are kept for it, while it has a session */
-    uint64_t began;          /* the how many-th it is of all */
-    struct cli_seq *next;    /* in the list of those that are parked */
+    uint64_t last_ns;             /* when its last token came */
+    struct dl_str text;           /* that no client has seen yet */
+    struct cli_logprobs logprobs; /* likewise */
+    uint64_t offset;              /* where in the text the next one of them begins */
+    bool greeted;                 /* the first event of a chat is out */
+    uint32_t reserve;             /* KV blocks that are kept for it, while it has a session */
+    uint64_t began;               /* the how many-th it is of all */
+    struct cli_seq *next;         /* in the list of those that are parked */
 };
 
 struct cli_job {

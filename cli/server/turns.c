@@ -4,6 +4,7 @@
  */
 #include "sched.h"
 
+#include <errno.h>
 #include <string.h>
 #include <sys/socket.h>
 
@@ -11,11 +12,13 @@
 
 #define STALLED_BYTES ((size_t)256 << 10) /* of a stream that its client does not read: its answer waits */
 
-/* The client hung up. A socket that is readable without a byte is at its end; one with bytes has the next request. Lock. */
+/* The client hung up, or is gone without that. A socket that is readable without a byte is at its end; one with bytes has the next
+ * request. Lock. */
 static bool hung_up(const struct cli_job *job)
 {
     char byte;
-    return job->fd >= 0 && recv(job->fd, &byte, 1, MSG_PEEK | MSG_DONTWAIT) == 0;
+    ssize_t n = job->fd >= 0 ? recv(job->fd, &byte, 1, MSG_PEEK | MSG_DONTWAIT) : 1;
+    return n == 0 || (n < 0 && errno != EAGAIN && errno != EWOULDBLOCK && errno != EINTR);
 }
 
 static bool look_after(struct cli_job *job)
