@@ -17,6 +17,12 @@
 
 #include "dl/base.h"
 
+/* $CMOCKA_TEST_FILTER names the cases to run, with * and ?, also where cmocka itself does not look at it. */
+#undef cmocka_run_group_tests
+#define cmocka_run_group_tests(tests, setup, teardown)     \
+    (cmocka_set_test_filter(getenv("CMOCKA_TEST_FILTER")), \
+     _cmocka_run_group_tests(#tests, tests, sizeof(tests) / sizeof((tests)[0]), setup, teardown))
+
 /* Where models and vectors for tests lie: $DLLAMA_TEST_DATA, else ../shared (tests run in the source folder). Path of
  * `file` in there, or NULL when it is absent: then the test is to say so and skip(). Static buffer per call site of 8. */
 static inline const char *test_data(const char *file)
@@ -35,9 +41,9 @@ static inline const char *test_data(const char *file)
     return p;
 }
 
-#define NEED_DATA(var, file)                                                                       \
-    const char *var = test_data(file);                                                             \
-    if (!var)                                                                                      \
+#define NEED_DATA(var, file)           \
+    const char *var = test_data(file); \
+    if (!var)                          \
     skip()
 
 /* SplitMix64: a small, well-mixed stream; the same numbers everywhere. */
@@ -49,7 +55,10 @@ static inline uint64_t test_rand(uint64_t *state)
     return z ^ z >> 31;
 }
 /* In [-1, 1). */
-static inline float test_randf(uint64_t *state) { return (float)((double)(test_rand(state) >> 11) * 0x1p-52 - 1.0); }
+static inline float test_randf(uint64_t *state)
+{
+    return (float)((double)(test_rand(state) >> 11) * 0x1p-52 - 1.0);
+}
 
 /* Collects log lines instead of printing them, so that a test can look at the message. */
 struct test_log {

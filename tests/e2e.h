@@ -8,6 +8,7 @@
 
 #include "common.h"
 
+#include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <poll.h>
@@ -16,12 +17,16 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "dl/device.h"
+
 #ifdef __linux__
 #include <sys/prctl.h>
 #endif
 
 #define E2E_SIGNALLED 1000 /* status of a process that a signal ended: this + signal */
 #define E2E_TIMEOUT_MS 120000
+#define MS UINT64_C(1000000)
+#define SEC UINT64_C(1000000000)
 
 struct e2e {
     int status;
@@ -38,6 +43,20 @@ static inline const char *e2e_bin(void)
 }
 #define NEED_BIN()  \
     if (!e2e_bin()) \
+    skip()
+
+/* Whether vulkan:0 is there; the software one of the system will do. */
+static inline bool e2e_gpu(void)
+{
+    struct dl_vulkan_info gpu;
+    uint32_t n = 0;
+    bool there = !dl_vulkan_list(&gpu, 1, &n, DL_LOG_DEBUG) && n && !*gpu.unusable;
+    if (!there)
+        fputs("SKIPPED PART: no Vulkan device here\n", stderr);
+    return there;
+}
+#define NEED_GPU()  \
+    if (!e2e_gpu()) \
     skip()
 
 static inline void e2e_free(struct e2e *r)
@@ -184,6 +203,33 @@ static inline void e2e_run(struct e2e *r, const char *in, size_t n_in, const cha
         if (!strstr(text, part))                    \
             fail_msg("no '%s' in: %s", part, text); \
     } while (0)
+
+/* VmRSS of a process in KiB, and its open descriptors, as /proc has them; -1: there is no /proc. */
+static inline long e2e_rss(pid_t pid)
+{
+    char path[64], line[256];
+    long kib = -1;
+    snprintf(path, sizeof path, "/proc/%d/status", (int)pid);
+    FILE *f = fopen(path, "r");
+    while (f && kib < 0 && fgets(line, sizeof line, f))
+        (void)sscanf(line, "VmRSS: %ld", &kib);
+    if (f)
+        fclose(f);
+    return kib;
+}
+static inline int e2e_fds(pid_t pid)
+{
+    char path[64];
+    int n = 0;
+    snprintf(path, sizeof path, "/proc/%d/fd", (int)pid);
+    DIR *d = opendir(path);
+    if (!d)
+        return -1;
+    while (readdir(d))
+        n++;
+    closedir(d);
+    return n;
+}
 
 /* The whole of a file, NUL-terminated; the caller frees it. */
 static inline char *e2e_slurp(const char *path, size_t *n)

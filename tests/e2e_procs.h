@@ -8,12 +8,7 @@
 
 #include "e2e.h"
 
-#include <dirent.h>
-
 #include "tempdir.h"
-
-#define MS UINT64_C(1000000)
-#define SEC UINT64_C(1000000000)
 
 /* A process and what it has said so far. */
 struct proc {
@@ -114,31 +109,8 @@ static inline void proc_kill(struct proc *p)
     proc_wait(p);
 }
 
-/* VmRSS in KiB, and open descriptors. */
-static inline long proc_rss(const struct proc *p)
-{
-    char path[64], line[256];
-    long kib = -1;
-    snprintf(path, sizeof path, "/proc/%d/status", (int)p->p.pid);
-    FILE *f = fopen(path, "r");
-    assert_non_null(f);
-    while (kib < 0 && fgets(line, sizeof line, f))
-        (void)sscanf(line, "VmRSS: %ld", &kib);
-    fclose(f);
-    return kib;
-}
-static inline int proc_fds(const struct proc *p)
-{
-    char path[64];
-    int n = 0;
-    snprintf(path, sizeof path, "/proc/%d/fd", (int)p->p.pid);
-    DIR *d = opendir(path);
-    assert_non_null(d);
-    while (readdir(d))
-        n++;
-    closedir(d);
-    return n;
-}
+static inline long proc_rss(const struct proc *p) { return e2e_rss(p->p.pid); }
+static inline int proc_fds(const struct proc *p) { return e2e_fds(p->p.pid); }
 /* User and system time in ticks. */
 static inline long proc_cpu(const struct proc *p)
 {

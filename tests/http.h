@@ -14,12 +14,22 @@
 #include <sys/socket.h>
 
 #define HTTP_TIMEOUT_MS 60000
+#define CHAT "/v1/chat/completions"
+#define TEXT "/v1/completions"
 
-/* A server that runs, and what it said until it was ready. */
+/* Where everything is slower, and memory that was freed is kept. */
+#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
+#define SANITIZED true
+#else
+#define SANITIZED false
+#endif
+
+/* A server that runs, and what it has said. */
 struct served {
     struct e2e_proc proc;
     int port;
     char said[4096];
+    size_t n_said;
 };
 
 /* The one that a failed test leaves behind. */
@@ -35,24 +45,36 @@ static inline int served_end(void **state)
 }
 #define SERVE_TEST(test) cmocka_unit_test_teardown(test, served_end)
 
-/* Reads stderr up to the line that names the port. */
-static inline void served_start(struct served *s, const char *const *argv)
+/* Reads stderr until it says so, to the end of that line. */
+static inline char *served_says(struct served *s, const char *text)
 {
-    size_t n = 0;
     uint64_t end = dl_now_ns() + (uint64_t)HTTP_TIMEOUT_MS * 1000000u;
+    for (char *at; !(at = strstr(s->said, text)) || !strchr(at, '\n');) {
+        struct pollfd fd = {.fd = s->proc.err, .events = POLLIN};
+        ssize_t got =
+            poll(&fd, 1, 1000) > 0 ? read(s->proc.err, s->said + s->n_said, sizeof s->said - 1 - s->n_said) : 0;
+        s->n_said += got > 0 ? (size_t)got : 0;
+        if (dl_now_ns() > end || (fd.revents && got <= 0))
+            fail_msg("the server does not say '%s': %s", text, s->said);
+    }
+    return strstr(s->said, text) + strlen(text);
+}
+
+/* Answers, and is still loading. */
+static inline void served_begin(struct served *s, const char *const *argv)
+{
     *s = (struct served){.port = -1};
     e2e_start(&s->proc, argv, NULL);
     served_pid = s->proc.pid;
-    for (char *at; !(at = strstr(s->said, " is served on http://")) || !strchr(at, '\n');) {
-        struct pollfd fd = {.fd = s->proc.err, .events = POLLIN};
-        ssize_t got = poll(&fd, 1, 1000) > 0 ? read(s->proc.err, s->said + n, sizeof s->said - 1 - n) : 0;
-        n += got > 0 ? (size_t)got : 0;
-        if (dl_now_ns() > end || (fd.revents && got <= 0))
-            fail_msg("the server does not get ready: %s", s->said);
-    }
-    const char *url = strstr(s->said, " is served on http://") + strlen(" is served on http://");
+    const char *url = served_says(s, "listening on http://");
     s->port = atoi(strchr(*url == '[' ? strchr(url, ']') : url, ':') + 1);
     assert_true(s->port > 0);
+}
+
+static inline void served_start(struct served *s, const char *const *argv)
+{
+    served_begin(s, argv);
+    (void)served_says(s, " is served on http://");
 }
 #define SERVE(s, ...) served_start(s, (const char *const[]){"serve", "--listen", "127.0.0.1:0", __VA_ARGS__, NULL})
 
@@ -123,6 +145,35 @@ static inline void http_unchunk(struct http *h)
     *to = 0;
 }
 
+/* What follows a header's name and colon, among the headers; NULL: it is not there, or they are not all there. */
+static inline const char *http_header(const struct http *h, const char *name_colon)
+{
+    const char *blank = strstr(h->all, "\r\n\r\n"), *at = strstr(h->all, name_colon);
+    return blank && at && at < blank ? at + strlen(name_colon) : NULL;
+}
+
+/* Whether an answer is all there, without waiting for the server to close. */
+static inline bool http_complete(const struct http *h)
+{
+    const char *length = http_header(h, "Content-Length: "), *blank = strstr(h->all, "\r\n\r\n");
+    size_t head = blank ? (size_t)(blank + 4 - h->all) : 0;
+    if (length)
+        return h->n >= head + strtoul(length, NULL, 10);
+    return blank && h->n >= head + 5 && !memcmp(h->all + h->n - 5, "0\r\n\r\n", 5);
+}
+
+/* Of all that came: status and body. */
+static inline void http_parse(struct http *h)
+{
+    h->all[h->n] = 0;
+    h->status = h->n > 12 && !strncmp(h->all, "HTTP/1.", 7) ? atoi(h->all + 9) : 0;
+    char *blank = strstr(h->all, "\r\n\r\n");
+    h->body = blank ? blank + 4 : h->all + h->n;
+    h->n_body = h->n - (size_t)(h->body - h->all);
+    if (http_header(h, "Transfer-Encoding: chunked"))
+        http_unchunk(h);
+}
+
 /* Everything until the server closes. */
 static inline void http_finish(struct http *h)
 {
@@ -142,14 +193,7 @@ static inline void http_finish(struct http *h)
     }
     close(h->fd);
     h->fd = -1;
-    h->all[h->n] = 0;
-    h->status = h->n > 12 && !strncmp(h->all, "HTTP/1.", 7) ? atoi(h->all + 9) : 0;
-    char *blank = strstr(h->all, "\r\n\r\n");
-    h->body = blank ? blank + 4 : h->all + h->n;
-    h->n_body = h->n - (size_t)(h->body - h->all);
-    char *chunked = strstr(h->all, "Transfer-Encoding: chunked");
-    if (blank && chunked && chunked < blank)
-        http_unchunk(h);
+    http_parse(h);
 }
 
 static inline void http_free(struct http *h)
@@ -160,18 +204,26 @@ static inline void http_free(struct http *h)
     *h = (struct http){.fd = -1};
 }
 
-/* Sends; headers: further ones, each with its line end. body NULL: none. */
+/* What a request begins with. headers: further ones, each with its line end. body NULL: none. */
+static inline void http_head(char head[1024], const char *method, const char *path, const char *headers,
+                             const char *body)
+{
+    int n = snprintf(head, 1024, "%s %s HTTP/1.1\r\n%s%s", method, path,
+                     strstr(headers, "Host:") ? "" : "Host: 127.0.0.1\r\n", headers);
+    if (body)
+        n += snprintf(head + n, 1024 - (size_t)n, "Content-Length: %zu\r\n", strlen(body));
+    assert_true(n > 0 && (size_t)n + 2 < 1024);
+    strcat(head, "\r\n");
+}
+
+/* Sends. */
 static inline void http_begin(struct http *h, int port, const char *method, const char *path, const char *headers,
                               const char *body)
 {
-    char head[1024];
+    char head[1024], all[900];
+    snprintf(all, sizeof all, "Connection: close\r\n%s", headers);
+    http_head(head, method, path, all, body);
     *h = (struct http){.fd = http_connect(port)};
-    int n = snprintf(head, sizeof head, "%s %s HTTP/1.1\r\nConnection: close\r\n%s%s", method, path,
-                     strstr(headers, "Host:") ? "" : "Host: 127.0.0.1\r\n", headers);
-    if (body)
-        n += snprintf(head + n, sizeof head - (size_t)n, "Content-Length: %zu\r\n", strlen(body));
-    assert_true(n > 0 && (size_t)n + 2 < sizeof head);
-    strcat(head, "\r\n");
     http_write(h->fd, head, strlen(head));
     if (body)
         http_write(h->fd, body, strlen(body));
@@ -230,6 +282,35 @@ static inline char *ask(int port, const char *path, const char *body)
     json_decref(v);
     http_free(&h);
     return text;
+}
+
+/* The next event of a stream, for the caller to give back; *at moves on. NULL: there is no further one, or it is no JSON: then **at is
+ * not 0. */
+static inline json_t *next_event(char **at)
+{
+    char *end = !strncmp(*at, "data: ", 6) ? strstr(*at, "\n\n") : NULL;
+    json_t *v = end ? json_loadb(*at + 6, (size_t)(end - *at) - 6, 0, NULL) : NULL;
+    if (v)
+        *at = end + 2;
+    else if (!strcmp(*at, "data: [DONE]\n\n"))
+        *at += strlen(*at);
+    return v;
+}
+
+/* What /health says: its status, and why. */
+static inline int health(int port, char *why, size_t cap)
+{
+    struct http h;
+    http_get(&h, port, "/health");
+    json_t *v = http_json(&h);
+    const char *text = json_string_value(json_object_get(v, "why"));
+    snprintf(why, cap, "%s", text ? text : "");
+    int status = h.status;
+    if ((status == 503) != (http_header(&h, "Retry-After: ") != NULL))
+        fail_msg("Retry-After goes with 503: %s", h.all);
+    json_decref(v);
+    http_free(&h);
+    return status;
 }
 
 /* The value of a line of /metrics; -1: there is none. */

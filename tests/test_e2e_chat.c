@@ -5,8 +5,6 @@
 #define _XOPEN_SOURCE 700 /* pseudo-terminals */
 #include "e2e.h"
 
-#include "dl/device.h"
-
 #include <sys/ioctl.h>
 #include <sys/stat.h>
 #include <termios.h>
@@ -321,12 +319,7 @@ static void test_lost_gpu(void **state)
     (void)state;
     NEED_BIN();
     NEED_DATA(gguf, STORIES);
-    struct dl_vulkan_info gpu;
-    uint32_t n = 0;
-    if (dl_vulkan_list(&gpu, 1, &n, DL_LOG_DEBUG) || !n || *gpu.unusable) {
-        fputs("SKIPPED PART: no Vulkan device to lose\n", stderr);
-        skip();
-    }
+    NEED_GPU();
     struct tty t;
     setenv("DLLAMA_VK_LOSE_AFTER", "5", 1);
     tty_start(&t, (const char *const[]){"run", gguf, "--device", "vulkan:0", "--raw", "-n", "20", "--temp", "0", NULL});

@@ -8,8 +8,6 @@
 #include <math.h>
 #include <sys/resource.h>
 
-#include "dl/device.h"
-
 #define STORIES "models/stories260K.gguf"
 
 static void test_text(void **state)
@@ -49,12 +47,7 @@ static void test_lost_gpu(void **state)
     (void)state;
     NEED_BIN();
     NEED_DATA(gguf, STORIES);
-    struct dl_vulkan_info gpu;
-    uint32_t n = 0;
-    if (dl_vulkan_list(&gpu, 1, &n, DL_LOG_DEBUG) || !n || *gpu.unusable) {
-        fputs("SKIPPED PART: no Vulkan device to lose\n", stderr);
-        skip();
-    }
+    NEED_GPU();
     struct e2e want, r;
     E2E(&want, "run", gguf, "-p", "Once upon a time", "-n", "20", "--temp", "0", "--device", "cpu");
     E2E_STATUS(&want, 0);

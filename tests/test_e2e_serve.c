@@ -1,14 +1,10 @@
 /* SPDX-License-Identifier: MIT
  *
- * tests/test_e2e_serve.c: `serve` over real connections, with the demo model: every endpoint, what clients may ask for, and that many at
- * once get what each gets alone.
+ * tests/test_e2e_serve.c: `serve` over real connections, with the demo model: every endpoint, and what clients may ask for. Many of them at
+ * once: test_e2e_serve_load.c; the slow, the vanishing and the hostile: test_e2e_serve_clients.c, test_e2e_serve_hostile.c.
  */
 #include "http.h"
 
-#include <pthread.h>
-
-#define CHAT "/v1/chat/completions"
-#define TEXT "/v1/completions"
 #define HELLO "\"messages\":[{\"role\":\"user\",\"content\":\"Hello\"}]"
 
 static void test_endpoints(void **state)
@@ -104,18 +100,8 @@ static void test_answers(void **state)
     HTTP_STATUS(&h, 200);
     E2E_HAS(h.all, "text/event-stream");
     unsigned events = 0, roles = 0, finishes = 0, usages = 0;
-    for (char *at = h.body; (at = strstr(at, "data: ")); events++) {
-        at += 6;
-        char *end = strstr(at, "\n\n");
-        assert_non_null(end);
-        *end = 0;
-        if (!strcmp(at, "[DONE]")) {
-            assert_true(end + 2 == h.body + h.n_body);
-            at = end + 1;
-            continue;
-        }
-        json_t *v = json_loads(at, 0, NULL);
-        assert_non_null(v);
+    char *at = h.body;
+    for (json_t *v; (v = next_event(&at)); events++) {
         const json_t *choice = json_array_get(json_object_get(v, "choices"), 0),
                      *delta = json_object_get(choice, "delta");
         const char *piece = json_string_value(json_object_get(delta, "content"));
@@ -124,8 +110,8 @@ static void test_answers(void **state)
         finishes += json_is_string(json_object_get(choice, "finish_reason"));
         usages += json_is_object(json_object_get(v, "usage"));
         json_decref(v);
-        at = end + 1;
     }
+    assert_string_equal(at, ""); /* and [DONE] was the last one */
     assert_string_equal(pieces.v, whole);
     assert_true(events > 10 && roles == 1 && finishes == 1 && usages == 1);
     http_free(&h);
@@ -373,202 +359,11 @@ static void test_cache(void **state)
     served_stop(&s, 5000);
 }
 
-/* ------------------------------------------------------------------------------------------------ many at once */
-
-#define CLIENTS 16
-
-struct client {
-    int port;
-    unsigned number;
-    char *want[4];
-    int wrong;
-};
-
-static const char *const prompts[4] = {"One model", "your own", "machines you already own. Each machine", "a"};
-
-static void body_of(char out[256], unsigned which, bool stream)
-{
-    snprintf(out, 256, "{\"prompt\":\"%s\",\"max_tokens\":%u,\"stream\":%s}", prompts[which], 20 + 10 * which,
-             stream ? "true" : "false");
-}
-
-/* No asserts: those belong to the main thread. */
-static void *client(void *ud)
-{
-    struct client *c = ud;
-    for (unsigned i = 0; i < 6; i++) {
-        unsigned which = (c->number + i) % 4;
-        char body[256], head[512];
-        body_of(body, which, false);
-        struct http h = {.fd = http_connect(c->port)};
-        snprintf(head, sizeof head,
-                 "POST %s HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nContent-Length: %zu\r\n\r\n%s", TEXT,
-                 strlen(body), body);
-        http_write(h.fd, head, strlen(head));
-        http_finish(&h);
-        json_t *v = json_loadb(h.body, h.n_body, 0, NULL);
-        const char *text = json_string_value(json_object_get(json_array_get(json_object_get(v, "choices"), 0), "text"));
-        c->wrong += !text || strcmp(text, c->want[which]) != 0;
-        json_decref(v);
-        http_free(&h);
-    }
-    return NULL;
-}
-
-static void test_many(void **state)
-{
-    (void)state;
-    NEED_BIN();
-    struct served s;
-    SERVE(&s, "--device", "cpu", "--parallel", "5", "--batch", "16");
-    char *want[4], body[256];
-    for (unsigned i = 0; i < 4; i++) {
-        body_of(body, i, false);
-        want[i] = ask(s.port, TEXT, body);
-    }
-    pthread_t threads[CLIENTS];
-    struct client clients[CLIENTS];
-    for (unsigned i = 0; i < CLIENTS; i++) {
-        clients[i] = (struct client){s.port, i, {want[0], want[1], want[2], want[3]}, 0};
-        assert_int_equal(pthread_create(&threads[i], NULL, client, &clients[i]), 0);
-    }
-    for (unsigned i = 0; i < CLIENTS; i++) {
-        pthread_join(threads[i], NULL);
-        assert_int_equal(clients[i].wrong, 0);
-    }
-    double steps = metric(s.port, "dllama_steps_total"), made = metric(s.port, "dllama_generated_tokens_total");
-    assert_true(metric(s.port, "dllama_requests_total{result=\"ok\"}") == 4 + 6 * CLIENTS);
-    assert_true(made > 2000 && steps < made * 0.6); /* batches held several answers */
-    assert_true(metric(s.port, "dllama_queued_requests") == 0 && metric(s.port, "dllama_running_sequences") == 0);
-    for (unsigned i = 0; i < 4; i++)
-        free(want[i]);
-    served_stop(&s, 5000);
-}
-
-/* ------------------------------------------------------------------------------------------- leaving, and waiting */
-
-/* A request that takes long: 16 answers to the end of the context, the end of the text being ruled out. */
-#define LONG "{\"prompt\":\"One\",\"n\":16,\"logit_bias\":{\"2\":-100},\"stream\":true}"
-
-static bool wait_for(int port, const char *name, double want)
-{
-    for (int i = 0; i < 2000; i++) {
-        if (metric(port, name) == want)
-            return true;
-        poll(NULL, 0, 5);
-    }
-    return false;
-}
-
-static void test_leaving(void **state)
-{
-    (void)state;
-    NEED_BIN();
-    struct served s;
-    struct http h, other;
-    char byte[64];
-    SERVE(&s, "--device", "cpu", "--parallel", "1", "--queue", "1");
-    /* While it streams. */
-    http_begin(&h, s.port, "POST", TEXT, "", LONG);
-    assert_true(recv(h.fd, byte, sizeof byte, 0) > 0);
-    http_free(&h);
-    assert_true(wait_for(s.port, "dllama_requests_total{result=\"cancelled\"}", 1));
-    assert_true(wait_for(s.port, "dllama_running_sequences", 0));
-    assert_true(metric(s.port, "dllama_generated_tokens_total") < 16 * 1000);
-    /* While it waits for a whole answer, and while it is in the queue. A third one finds it full. */
-    http_begin(&h, s.port, "POST", TEXT, "", "{\"prompt\":\"One\",\"n\":16,\"logit_bias\":{\"2\":-100}}");
-    assert_true(wait_for(s.port, "dllama_running_sequences", 1));
-    http_begin(&other, s.port, "POST", TEXT, "", LONG);
-    assert_true(wait_for(s.port, "dllama_queued_requests", 1));
-    struct http third;
-    http_post(&third, s.port, TEXT, "{\"prompt\":\"a\"}");
-    HTTP_STATUS(&third, 429);
-    E2E_HAS(third.all, "Retry-After: ");
-    E2E_HAS(third.body, "rate_limit_error");
-    http_free(&third);
-    http_free(&other);
-    assert_true(wait_for(s.port, "dllama_queued_requests", 0));
-    http_free(&h);
-    assert_true(wait_for(s.port, "dllama_running_sequences", 0));
-    assert_true(metric(s.port, "dllama_requests_total{result=\"cancelled\"}") == 3);
-    char *text = ask(s.port, TEXT, "{\"prompt\":\"One model\",\"max_tokens\":3}");
-    assert_true(*text);
-    free(text);
-    served_stop(&s, 5000);
-}
-
-/* One that does not read what it asked for holds up nobody, and gets it all once it does. */
-static void test_slow_reader(void **state)
-{
-    (void)state;
-    NEED_BIN();
-    struct served s;
-    struct http slow;
-    SERVE(&s, "--device", "cpu", "--parallel", "2");
-    http_receive_bytes = 4096;
-    http_begin(
-        &slow, s.port, "POST", TEXT, "",
-        "{\"prompt\":\"One\",\"n\":16,\"max_tokens\":400,\"logit_bias\":{\"2\":-100},\"stream\":true,\"logprobs\":20}");
-    http_receive_bytes = 0;
-    for (int i = 0; i < 10; i++) {
-        char *text = ask(s.port, TEXT, "{\"prompt\":\"One model\",\"max_tokens\":20}");
-        free(text);
-    }
-    /* Its answers fill what the sockets and the server keep for it, and wait then. */
-    double before = -1, now = metric(s.port, "dllama_generated_tokens_total");
-    for (int i = 0; i < 100 && now != before; i++) {
-        before = now;
-        poll(NULL, 0, 300);
-        now = metric(s.port, "dllama_generated_tokens_total");
-    }
-    assert_true(now == before && now < 16 * 400 + 10 * 20);
-    assert_true(metric(s.port, "dllama_running_sequences") >= 1);
-    http_finish(&slow);
-    HTTP_STATUS(&slow, 200);
-    assert_true(slow.n_body > 14 && !strcmp(slow.body + slow.n_body - 14, "data: [DONE]\n\n"));
-    unsigned ends = 0;
-    for (char *at = slow.body; (at = strstr(at, "\"finish_reason\":\"length\"")); at++)
-        ends++;
-    assert_int_equal(ends, 16);
-    http_free(&slow);
-    served_stop(&s, 5000);
-}
-
-/* Ctrl-C: what runs may end, what takes too long is cut, with a word. */
-static void test_stopping(void **state)
-{
-    (void)state;
-    NEED_BIN();
-    struct served s;
-    struct http h, waits;
-    char byte[64];
-    SERVE(&s, "--device", "cpu", "--parallel", "1");
-    http_begin(&h, s.port, "POST", TEXT, "", LONG);
-    http_begin(&waits, s.port, "POST", TEXT, "", "{\"prompt\":\"One\",\"max_tokens\":5}");
-    ssize_t got = recv(h.fd, byte, sizeof byte, MSG_PEEK);
-    assert_true(got > 0);
-    kill(s.proc.pid, SIGTERM);
-    http_finish(&h);
-    http_finish(&waits);
-    assert_true(waits.status == 503 || waits.status == 200);
-    HTTP_STATUS(&h, 200);
-    if (!strstr(h.body, "[DONE]"))
-        E2E_HAS(h.body, "data: {\"error\":{\"message\":\"the server is shutting down\"");
-    http_free(&h);
-    http_free(&waits);
-    struct e2e r;
-    e2e_finish(&s.proc, NULL, 0, &r);
-    served_pid = 0;
-    assert_int_equal(r.status, 0);
-    e2e_free(&r);
-}
-
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        SERVE_TEST(test_endpoints), SERVE_TEST(test_answers),     SERVE_TEST(test_sampling),
-        SERVE_TEST(test_cache),     SERVE_TEST(test_formats),     SERVE_TEST(test_many),
-        SERVE_TEST(test_leaving),   SERVE_TEST(test_slow_reader), SERVE_TEST(test_stopping),
+        SERVE_TEST(test_endpoints), SERVE_TEST(test_answers), SERVE_TEST(test_sampling),
+        SERVE_TEST(test_cache),     SERVE_TEST(test_formats),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

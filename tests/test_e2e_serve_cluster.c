@@ -10,20 +10,6 @@
 
 #define ASK "{\"prompt\":\"Once\",\"max_tokens\":300,\"temperature\":0}"
 
-/* Of /health. */
-static int health(int port, char *why, size_t cap)
-{
-    struct http h;
-    http_get(&h, port, "/health");
-    json_t *v = http_json(&h);
-    const char *text = json_string_value(json_object_get(v, "why"));
-    snprintf(why, cap, "%s", text ? text : "");
-    int status = h.status;
-    json_decref(v);
-    http_free(&h);
-    return status;
-}
-
 static void a_client_sees_a_pause(void **state)
 {
     (void)state;

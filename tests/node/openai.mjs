@@ -1,10 +1,12 @@
 // SPDX-License-Identifier: MIT
 //
-// tests/node/openai.mjs: OpenAI's own client (npm openai) against `serve` with the demo model: what its users do with it.
-// $DLLAMA_BIN is the program, $DLLAMA_NODE_MODULES the folder whose node_modules has the client.
+// tests/node/openai.mjs [cpu | vulkan | cluster]: OpenAI's own client (npm openai) against `serve` with the demo model: what its users do with
+// it, whatever it computes on. $DLLAMA_BIN is the program, $DLLAMA_NODE_MODULES the folder whose node_modules has the client.
 import assert from 'node:assert/strict';
-import { spawn } from 'node:child_process';
+import { execFileSync, spawn } from 'node:child_process';
+import { mkdtempSync, rmSync } from 'node:fs';
 import { createRequire } from 'node:module';
+import { tmpdir } from 'node:os';
 
 let OpenAI;
 try {
@@ -14,17 +16,41 @@ try {
     process.exit(0);
 }
 
-const server = spawn(process.env.DLLAMA_BIN, ['serve', '--listen', '127.0.0.1:0', '--device', 'cpu'], { stdio: ['ignore', 'ignore', 'pipe'] });
-process.on('exit', () => server.kill('SIGKILL'));
-const url = await new Promise((done, fail) => {
-    let said = '';
-    server.stderr.on('data', (text) => {
-        said += text;
-        const found = said.match(/is served on (http:\S+),/);
-        if (found) done(found[1]);
-    });
-    server.on('exit', () => fail(new Error(said)));
+const bin = process.env.DLLAMA_BIN, target = process.argv[2] ?? 'cpu';
+const running = [], dir = mkdtempSync(tmpdir() + '/dllama-openai-');
+process.on('exit', () => {
+    running.forEach((p) => p.kill('SIGKILL'));
+    rmSync(dir, { recursive: true });
 });
+// What is found in stderr, once it is there.
+function start(pattern, args, env = {}) {
+    const p = spawn(bin, args, { stdio: ['ignore', 'ignore', 'pipe'], env: { ...process.env, ...env } });
+    running.push(p);
+    return new Promise((done, fail) => {
+        let said = '';
+        p.stderr.on('data', (text) => {
+            said += text;
+            const found = said.match(pattern);
+            if (found) done(found[1]);
+        });
+        p.on('exit', () => fail(new Error(said)));
+    });
+}
+
+let options = ['--device', 'cpu'];
+if (target === 'vulkan') {
+    if (!/^\s*vulkan:0/m.test(execFileSync(bin, ['devices'], { stdio: ['ignore', 'pipe', 'ignore'] }).toString())) {
+        console.log('SKIPPED PART: no Vulkan device here');
+        process.exit(0);
+    }
+    options = ['--device', 'vulkan:0'];
+} else if (target === 'cluster') {
+    const key = dir + '/key';
+    execFileSync(bin, ['keygen', key], { stdio: 'ignore' });
+    const worker = (i) => start(/listening on (\S+) /, ['worker', '--listen', '127.0.0.1:0', '--device', 'cpu', '--threads', '1', '--key', key], { DLLAMA_CACHE_DIR: dir + '/' + i });
+    options.push('--threads', '1', '--key', key, '--workers', (await Promise.all([1, 2].map(worker))).join(','));
+}
+const url = await start(/is served on (http:\S+),/, ['serve', '--listen', '127.0.0.1:0', ...options]), server = running.at(-1);
 const client = new OpenAI({ baseURL: url + '/v1', apiKey: 'any', maxRetries: 0 });
 const messages = [{ role: 'user', content: 'Hello' }];
 const base = { model: 'demo', messages };
@@ -77,3 +103,4 @@ server.removeAllListeners('exit');
 server.kill('SIGINT');
 assert.equal(await new Promise((done) => server.on('exit', done)), 0);
 console.log('ok');
+process.exit(0); // workers run on until then
