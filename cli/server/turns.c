@@ -237,13 +237,22 @@ static bool park_idle(struct cli_sched *q)
     return false;
 }
 
-/* The oldest whose client reads. */
-static struct cli_seq **first_parked(struct cli_sched *q)
+/* The oldest whose client reads; NULL: there is none. */
+static struct cli_seq *first_parked(const struct cli_sched *q)
+{
+    struct cli_seq *s = q->parked;
+    while (s && cli_sched_stalls(q, s->job))
+        s = s->next;
+    return s;
+}
+
+/* By its address: whose client reads may be another one by now, and others may have been parked. */
+static void unpark(struct cli_sched *q, const struct cli_seq *s)
 {
     struct cli_seq **at = &q->parked;
-    while (*at && cli_sched_stalls(q, (*at)->job))
+    while (*at != s)
         at = &(*at)->next;
-    return at;
+    *at = s->next;
 }
 
 /* The job that is to begin: the one whose turn it is, or, where there is no room for it, another one a few times. */
@@ -263,7 +272,7 @@ static struct cli_job *choose(struct cli_sched *q)
 /* The next to begin, or to go on: those that were parked come first, and while there is no room for one of them, nobody else begins. */
 static bool admit_one(struct cli_sched *q)
 {
-    struct cli_seq **at = first_parked(q), *back = *at;
+    struct cli_seq *back = first_parked(q);
     struct cli_job *job = back ? NULL : choose(q);
     if (!back && !job)
         return false;
@@ -273,7 +282,7 @@ static bool admit_one(struct cli_sched *q)
     char why[200];
     cli_capture_begin(why, sizeof why, true);
     if (back)
-        *first_parked(q) = back->next; /* others may have been parked meanwhile, but their clients do not read */
+        unpark(q, back);
     int err = back ? activate(q, back) : begin(q, job);
     cli_capture_end();
     if (err)
