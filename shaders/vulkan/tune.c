@@ -20,6 +20,7 @@
 #define BUDGET_S 3.0
 #define TIME_NS 25000000u     /* of runs per candidate */
 #define LEAST_WORK (1u << 20) /* multiply-adds: smaller ops are not worth timing */
+#define SHORT_WORK (1u << 26) /* on a software device: what takes no time to speak of; decoding does */
 #define FUSED_GAIN 0.9        /* one kernel stays, unless the ops one by one take less than this part of its time */
 #define PHASE "choosing kernels"
 #define VERSION "choices 3" /* of the file, and of what candidates' names mean */
@@ -416,24 +417,26 @@ static int again(struct contest *k, uint32_t one, uint32_t other)
 }
 
 /* All that there is time for. The first guess and the last candidate are compared in any case, unless it is known from another shape
- * how they compare; then the others. */
+ * how they compare, or would take seconds; then the others. */
 static int compete(struct contest *k, int like)
 {
     const uint32_t n = k->ask->n, last = n - 1;
-    const struct vk_tune *t = k->ask->l->ctx->tune;
+    const struct vk_ctx *c = k->ask->l->ctx;
+    const struct vk_tune *t = c->tune;
+    const bool compared = like < 0 && (!c->caps.software || work(k->ask->l, k->ask->ops) <= SHORT_WORK);
     int err = 0;
     if (like >= 0)
         err = enter(k, (uint32_t)like, k->timed && t->spent_ns <= t->budget_ns);
     for (uint32_t step = 0; !err && step < n; step++) {
         const uint32_t i = step == 0 ? 0 : step == 1 ? last : step - 1;
-        const bool late = t->spent_ns > t->budget_ns, must = like < 0 && step < 2;
+        const bool late = t->spent_ns > t->budget_ns, must = compared && step < 2;
         if ((int)i == like)
             continue;
         if (k->best >= 0 && (!k->timed || (late && !must)))
             break;
         err = enter(k, i, k->timed && (!late || must));
     }
-    if (err || k->best < 0 || !k->took[k->best])
+    if (err || k->best < 0 || !k->took[k->best] || t->spent_ns > t->budget_ns)
         return err;
     /* What won barely may have been lucky. */
     const uint32_t best = (uint32_t)k->best, rival = k->ask->base ? 1 - best : last;
