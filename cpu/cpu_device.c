@@ -39,6 +39,7 @@ struct device {
     uint64_t waiter_spin_ns;
     struct cpu_pool *pool;
     struct cpu_arena packed;
+    float *scratch; /* of programs (CPU_SCRATCH_FLOATS) */
     struct cpu_gate driver_gate, waiter_gate;
     pthread_t driver;
     uint64_t driver_spin_ns;
@@ -93,7 +94,7 @@ static void run_next(struct device *d)
 {
     uint64_t head = atomic_load_explicit(&d->head, memory_order_relaxed);
     const struct submission *s = &d->ring[head % MAX_IN_FLIGHT];
-    cpu_program_run(s->prog, d->pool, d->pub.threads, s->n_tokens, s->n_out, s->batch);
+    cpu_program_run(s->prog, d->pool, d->pub.threads, s->n_tokens, s->n_out, s->batch, d->scratch);
     /* First the slot, then the counter: who has seen the counter may submit again. */
     uint64_t signal = s->signal;
     atomic_store_explicit(&d->head, head + 1, memory_order_release);
@@ -357,6 +358,7 @@ static void dev_destroy(dl_device *dev)
     cpu_pool_destroy(&d->pool);
     cpu_gate_finish(&d->driver_gate);
     cpu_gate_finish(&d->waiter_gate);
+    dl_free_aligned(d->scratch);
     dl_free_aligned(d);
 }
 
@@ -409,7 +411,9 @@ int dl_cpu_open(const struct dl_cpu_opts *opts, dl_device **out)
     snprintf(d->pub.name, sizeof d->pub.name, "cpu (%s, %u thread%s)", cpu_isa_best(isa), threads,
              threads == 1 ? "" : "s");
     int gates = 0;
-    err = cpu_gate_init(&d->driver_gate);
+    d->scratch =
+        dl_alloc_aligned(64, CPU_SCRATCH_FLOATS * sizeof *d->scratch); /* pages that nobody touches cost nothing */
+    err = d->scratch ? cpu_gate_init(&d->driver_gate) : DL_ENOMEM;
     if (!err) {
         gates = 1;
         err = cpu_gate_init(&d->waiter_gate);
@@ -432,6 +436,7 @@ int dl_cpu_open(const struct dl_cpu_opts *opts, dl_device **out)
         cpu_gate_finish(&d->driver_gate);
     if (gates > 1)
         cpu_gate_finish(&d->waiter_gate);
+    dl_free_aligned(d->scratch);
     dl_free_aligned(d);
     return err;
 }

@@ -24,6 +24,10 @@ struct cpu_task {
     const struct dl_batch_row *rows;
     const uint32_t *out_rows;
     const uint32_t *tables; /* row r at tables + r * head->table_cols */
+    /* ATTENTION in parts: how many of CPU_PART positions the longest context has, else 0; and where their results are kept until
+     * the second kernel merges them. */
+    uint32_t parts;
+    float *scratch;
 };
 
 /* Runs units [unit0, unit1). Any thread; no allocation, no locks. */
@@ -32,6 +36,7 @@ typedef void cpu_kernel(const struct cpu_task *task, uint32_t unit0, uint32_t un
 cpu_kernel *cpu_ref_pick(const struct dl_op *op);
 /* Only called on a CPU that has it (cpu_features.h). */
 cpu_kernel *cpu_avx2_pick(const struct dl_op *op);
+cpu_kernel *cpu_avx2_pick_merge_parts(const struct dl_op *op); /* of ATTENTION */
 cpu_kernel *cpu_avxvnni_pick(const struct dl_op *op); /* gives the same bits as avx2 */
 cpu_kernel *cpu_avx512_pick(const struct dl_op *op);  /* likewise */
 cpu_kernel *cpu_dotprod_pick(const struct dl_op *op); /* likewise */
@@ -44,10 +49,12 @@ cpu_kernel *cpu_dotprod_pick(const struct dl_op *op); /* likewise */
  *   RMS_NORM     dst row u / groups, group u % groups, groups = cols / u.norm.group; a quantised dst, whose blocks
  *                may span groups: dst row u
  *   ROPE, KV_STORE, MOE_ROUTE   row u
- *   ATTENTION    token u / n, the query heads of KV head u % n: see cpu_heads; n = n_kv_heads
+ *   ATTENTION    the query heads of KV head u / n (see cpu_heads), token u % n; in parts: the same of u / parts, positions
+ *                [u % parts * CPU_PART, ...), and to merge them: token u / n_heads, query head u % n_heads
  *   CONVERT, GLU, ADD, MERGE, GATHER_ROWS, MOE_SUM   row u / chunks, columns [(u % chunks) * CPU_CHUNK, ...),
  *                chunks = cpu_chunks(dst.cols) */
 #define CPU_GROUP 32u
+#define CPU_PART 256u
 #define CPU_CHUNK 512u /* a whole number of blocks */
 _Static_assert(CPU_CHUNK % DL_BLOCK == 0, "a chunk is whole blocks");
 
@@ -78,6 +85,12 @@ static inline struct cpu_heads cpu_heads(const struct dl_op *op, uint32_t kv)
     uint32_t group = op->u.attn.group, at = kv * group, skip = op->u.attn.first_head;
     uint32_t end = at + group > skip ? DL_MIN(at + group - skip, op->u.attn.n_heads) : 0;
     return (struct cpu_heads){at > skip ? DL_MIN(at - skip, end) : 0, end};
+}
+
+/* What a part of a query head leaves behind, in floats: its sum of values, the largest score, the sum of weights; whole lines. */
+static inline uint64_t cpu_part_floats(const struct dl_op *op)
+{
+    return (op->u.attn.head_dim + 2u + 15u) / 16u * 16u;
 }
 
 /* Units of a MATMUL of n tokens as rectangles: whole tiles for all tokens where possible, so that weights are read once. */

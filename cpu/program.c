@@ -15,11 +15,12 @@
 #define ALONE_NS 4000u       /* about what it costs to hand work over and to wait for the others */
 #define CHUNK_NS 2000u       /* the smallest chunk worth a claim */
 #define CHUNKS_PER_THREAD 8u /* enough to even out what the estimate or another process gets wrong */
+#define UNITS_PER_THREAD 4u  /* of ATTENTION: enough to be shared evenly */
 #define ROUNDS 4u /* of chunks that halve: as even at the end as 2^(ROUNDS - 1) equal ones, with half the seams */
 
 struct prepared {
-    struct cpu_task task; /* .op points into cpu_program.ops */
-    cpu_kernel *kernel;
+    struct cpu_task task;            /* .op points into cpu_program.ops */
+    cpu_kernel *kernel, *merge;      /* merge: of ATTENTION in parts, or NULL */
     uint32_t slowness;               /* of the kernel, for the estimate */
     uint32_t units, chunks, chunk_0; /* of the running batch; the op's chunks are [chunk_0, chunk_0 + chunks) */
     uint32_t rounds;                 /* of which each takes half of what is left, a chunk per thread; 0: equal chunks */
@@ -66,6 +67,18 @@ cpu_kernel *cpu_pick(const struct dl_op *op, unsigned isa)
         if (isa & picks[i].isa)
             kernel = picks[i].fn(op);
     return kernel;
+}
+
+/* What merges the parts that `kernel` leaves behind. */
+static cpu_kernel *pick_merge(const struct dl_op *op, unsigned isa, cpu_kernel *kernel)
+{
+#ifdef CPU_HAVE_AVX2
+    if (op->code == DL_OP_ATTENTION && isa & CPU_ISA_AVX2 && kernel == cpu_avx2_pick(op))
+        return cpu_avx2_pick_merge_parts(op);
+#else
+    (void)op, (void)isa, (void)kernel;
+#endif
+    return NULL;
 }
 
 static uint8_t *address(const struct dl_view *v, const struct cpu_base *base)
@@ -119,6 +132,7 @@ int cpu_program_create(const struct dl_op *ops, uint32_t n_ops, const struct cpu
         op->name = NULL; /* the plan's, which need not live as long */
         struct prepared *q = &p->prepared[i];
         q->kernel = cpu_pick(op, isa);
+        q->merge = pick_merge(op, isa, q->kernel);
         q->slowness = q->kernel == cpu_ref_pick(op) ? 16 : 1;
         q->task.op = op;
         q->task.dst = address(&op->dst, base);
@@ -176,7 +190,7 @@ static uint64_t estimate_ns(const struct prepared *q)
         uint64_t positions = 0;
         for (uint32_t t = 0; t < q->task.n; t++)
             positions += (uint64_t)q->task.rows[t].pos + 1;
-        return positions * cols / 4;
+        return positions * cols / 16;
     }
     case DL_OP_MOE_ROUTE:
         return n * op->u.moe.n_experts * (op->u.moe.k + 4);
@@ -252,8 +266,35 @@ static void run_stage(struct region r, uint64_t cost_ns, struct cpu_pool *pool)
     cpu_pool_run(pool, run_chunk, &r, n_chunks);
 }
 
+/* Where there are too few tokens and KV heads for all threads, contexts are cut into parts, as far as what these leave behind
+ * has a place. */
+static void find_parts(struct prepared *q, uint32_t n_threads)
+{
+    const struct dl_op *op = q->task.op;
+    q->task.parts = 0;
+    if (!q->merge || q->units >= UNITS_PER_THREAD * n_threads || n_threads == 1)
+        return;
+    uint32_t last = 0;
+    for (uint32_t t = 0; t < q->task.n; t++)
+        last = DL_MAX(last, q->task.rows[t].pos);
+    uint32_t parts = last / CPU_PART + 1;
+    if (parts == 1 || cpu_part_floats(op) * op->u.attn.n_heads * q->task.n * parts > CPU_SCRATCH_FLOATS)
+        return;
+    q->task.parts = parts;
+    q->units *= parts;
+}
+
+static void merge_parts(const struct prepared *q, uint32_t n_threads, struct cpu_pool *pool)
+{
+    struct prepared m = *q;
+    m.kernel = q->merge;
+    m.units = q->task.n * q->task.op->u.attn.n_heads;
+    m.cost_ns = (uint64_t)m.units * q->task.parts * q->task.op->u.attn.head_dim / 8;
+    run_stage((struct region){&m, 1, n_threads}, m.cost_ns, pool);
+}
+
 void cpu_program_run(struct cpu_program *p, struct cpu_pool *pool, uint32_t n_threads, uint32_t n_tokens,
-                     uint32_t n_out, const uint8_t *batch)
+                     uint32_t n_out, const uint8_t *batch, float *scratch)
 {
     const struct dl_batch_head *head = (const struct dl_batch_head *)(const void *)batch;
     struct dl_batch_shape shape = {head->max_tokens, head->max_out, head->max_tables, head->table_cols};
@@ -270,9 +311,14 @@ void cpu_program_run(struct cpu_program *p, struct cpu_pool *pool, uint32_t n_th
             q->task.out_rows = out_rows;
             q->task.tables = tables;
             q->units = (uint32_t)cpu_units(q->task.op, q->task.n);
+            q->task.scratch = scratch;
+            if (r.n == 1) /* there is one scratch */
+                find_parts(q, n_threads);
             q->cost_ns = estimate_ns(q) * q->slowness;
             cost_ns += q->cost_ns;
         }
         run_stage(r, cost_ns, pool);
+        if (r.n == 1 && r.first->task.parts)
+            merge_parts(r.first, n_threads, pool);
     }
 }

@@ -29,8 +29,11 @@ void cpu_program_destroy(struct cpu_program *p); /* accepts NULL */
 /* DL_EINVAL (logged) when a batch is larger than the views of the ops. */
 int cpu_program_fits(const struct cpu_program *p, const struct dl_run_args *args);
 
-/* Runs all ops for one batch, whose bytes (dl/op.h) are at `batch`. No allocation. One thread at a time. */
+#define CPU_SCRATCH_FLOATS ((size_t)1 << 20)
+
+/* Runs all ops for one batch, whose bytes (dl/op.h) are at `batch`. No allocation: `scratch` has CPU_SCRATCH_FLOATS floats. One
+ * thread at a time. */
 void cpu_program_run(struct cpu_program *p, struct cpu_pool *pool, uint32_t n_threads, uint32_t n_tokens,
-                     uint32_t n_out, const uint8_t *batch);
+                     uint32_t n_out, const uint8_t *batch, float *scratch);
 
 #endif

@@ -111,9 +111,8 @@ static void attend(const struct head *h, uint8_t *out)
 void cpu_ref_attention(const struct cpu_task *k, uint32_t unit0, uint32_t unit1)
 {
     const struct dl_op *op = k->op;
-    uint32_t n_kv = op->u.attn.n_kv_heads;
     for (uint32_t u = unit0; u < unit1; u++) {
-        uint32_t t = u / n_kv, kv = u % n_kv;
+        uint32_t t = u % k->n, kv = u / k->n;
         struct cpu_heads heads = cpu_heads(op, kv);
         for (uint32_t i = heads.first; i < heads.end; i++) {
             uint64_t at = cpu_bytes(DL_F32, (uint64_t)i * op->u.attn.head_dim);

@@ -18,7 +18,7 @@ uint64_t cpu_units(const struct dl_op *op, uint32_t n)
     case DL_OP_MOE_ROUTE:
         return n;
     case DL_OP_ATTENTION:
-        return (uint64_t)n * op->u.attn.n_kv_heads;
+        return (uint64_t)n * op->u.attn.n_kv_heads; /* times parts, if any */
     case DL_OP_CONVERT:
     case DL_OP_GLU:
     case DL_OP_ADD:

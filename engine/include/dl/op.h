@@ -84,7 +84,8 @@ enum dl_act_fn { DL_ACT_SILU, DL_ACT_GELU /* tanh form */ };
  *
  * ATTENTION     dst[t] head h = softmax_p(scale * q_h . K_p) V_p over positions p = 0 .. pos of t's own sequence, with KV head
  *               (u.attn.first_head + h) / u.attn.group. src0: F32 (n, n_heads * head_dim); src1, src2: K and V as stored by
- *               KV_STORE, of one type; dst: F32 as src0. Cache rows past pos may hold anything, NaN too. Bound 1e-9.
+ *               KV_STORE, of one type; dst: F32 as src0. Cache rows past pos may hold anything, NaN too. Bound 1e-9. On the
+ *               CPU a token's result depends on its own sequence up to its position alone, bit for bit.
  *
  * GLU           dst[t][i] = act(src0[t][i]) * src1[t][i]. All (n, cols); sources F32, dst F32|Q80; dst may be src0 (F32).
  *               silu(x) = x / (1 + exp(-x)); gelu(x) = x/2 (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3))). Bound 1e-11 (F32);
