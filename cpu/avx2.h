@@ -21,7 +21,11 @@
 #if defined(__GNUC__) || defined(__clang__)
 #define AVX2_INLINE static inline __attribute__((always_inline))
 /* The vector v is in a register here: else gcc turns chains of integer sums into trees, and spills most of what they hold. */
+#ifdef __aarch64__
+#define AVX2_KEEP(v) __asm__("" : "+w"((v).lo), "+w"((v).hi))
+#else
 #define AVX2_KEEP(v) __asm__("" : "+x"(v))
+#endif
 #else
 #define AVX2_INLINE static __forceinline
 #define AVX2_KEEP(v) (void)0

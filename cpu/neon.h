@@ -219,6 +219,10 @@ NEON_INLINE __m256 _mm256_castsi256_ps(__m256i a)
 {
     return (__m256){vreinterpretq_f32_s32(a.lo), vreinterpretq_f32_s32(a.hi)};
 }
+NEON_INLINE __m256i _mm256_castps_si256(__m256 a)
+{
+    return (__m256i){vreinterpretq_s32_f32(a.lo), vreinterpretq_s32_f32(a.hi)};
+}
 NEON_INLINE __m256 _mm256_cvtepi32_ps(__m256i a)
 {
     return (__m256){vcvtq_f32_s32(a.lo), vcvtq_f32_s32(a.hi)};
