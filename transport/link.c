@@ -342,7 +342,9 @@ static void have_read(uv_stream_t *stream, ssize_t n, const uv_buf_t *buf)
     } else {
         (void)go_on(l, tp_reader_got(&l->reader, (size_t)n));
     }
-    if (l->state != TP_CLOSING)
+    /* Who sends a long payload waits for word to go on. A short one is answered by what this side sends next, and word of its own would
+     * only take time, here and there. */
+    if (l->state != TP_CLOSING && l->reader.in_payload)
         tp_sock_quick_ack(&l->tcp);
 }
 
