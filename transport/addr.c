@@ -109,6 +109,19 @@ bool tp_addr_far(const uv_tcp_t *tcp, struct sockaddr_storage *out)
     return !uv_tcp_getpeername(tcp, (struct sockaddr *)out, &len);
 }
 
+bool tp_addr_is_near(const uv_tcp_t *tcp)
+{
+    struct sockaddr_storage here, there;
+    if (!tp_addr_local(tcp, &here) || !tp_addr_far(tcp, &there))
+        return false;
+    if (here.ss_family == AF_INET6) /* what else is in there says nothing of the machine */
+        return !memcmp(&((const struct sockaddr_in6 *)(const void *)&here)->sin6_addr,
+                       &((const struct sockaddr_in6 *)(const void *)&there)->sin6_addr, sizeof(struct in6_addr));
+    return here.ss_family == there.ss_family && !memcmp(&((const struct sockaddr_in *)(const void *)&here)->sin_addr,
+                                                        &((const struct sockaddr_in *)(const void *)&there)->sin_addr,
+                                                        sizeof(struct in_addr));
+}
+
 void tp_sock_quick_ack(const uv_tcp_t *tcp)
 {
 #ifdef TCP_QUICKACK

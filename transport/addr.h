@@ -28,6 +28,9 @@ unsigned tp_addr_list(const struct addrinfo *list, struct sockaddr_storage *out,
 bool tp_addr_local(const uv_tcp_t *tcp, struct sockaddr_storage *out);
 bool tp_addr_far(const uv_tcp_t *tcp, struct sockaddr_storage *out);
 
+/* Do both ends have the same address, whatever the ports? Then they are one machine. */
+bool tp_addr_is_near(const uv_tcp_t *tcp);
+
 /* Answers leave when data comes, not 40 ms later. The system forgets it: to be repeated after reads. */
 void tp_sock_quick_ack(const uv_tcp_t *tcp);
 

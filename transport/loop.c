@@ -23,6 +23,7 @@
 
 #define PATIENCE_NS ((uint64_t)20000000)
 #define ALONE_NS ((uint64_t)50000)
+#define SPIN_MOST_NS ((uint64_t)1000000) /* what usually takes longer is not worth a core */
 #define YIELDED_NS ((uint64_t)5000) /* a yield that took longer than this had somebody to yield to */
 #define NAP_PART 16
 #define NAP_LEAST_NS ((uint64_t)20000)
@@ -37,6 +38,8 @@ struct tp_loop {
     pthread_mutex_t own;
     struct tp_client *clients;
     uint64_t active_ns; /* when there was last something posted */
+    uint64_t usual_ns, taken_ns; /* how long drives take of late, and how long of that others had the core */
+    bool near;
     int n_lookups;
     bool orphan; /* nobody joins the thread: it frees the loop */
 
@@ -184,25 +187,45 @@ static void end_lease(struct tp_loop *l)
  * come from, which on one machine is beside the sender, who goes on computing there, and one core ends up with the work of
  * all. So at first it stays: as long as it finds others to yield to, or for a moment, it only yields. Then it takes naps, which the
  * clock of its own core ends, each a small part of what it has waited, and leaves the core to whoever wants it. What takes
- * still longer is slept for. */
+ * still longer is slept for.
+ *
+ * A nap ends when it ends, not when the news are there. So where those who are waited for compute elsewhere, and nobody wanted the core
+ * of late, the moment lasts for as long as such waits usually take, and half of that again. */
 struct patience {
     uint64_t began_ns, alone_ns; /* alone: since when nobody took the core that was offered */
+    uint64_t taken_ns;
 };
 
-static bool stay_awake(struct patience *p)
+static uint64_t moment_ns(const struct tp_loop *l)
+{
+    const bool crowded = l->near || l->taken_ns > l->usual_ns / 2;
+    return crowded || l->usual_ns > SPIN_MOST_NS ? ALONE_NS : DL_MAX(l->usual_ns + l->usual_ns / 2, ALONE_NS);
+}
+
+static bool stay_awake(const struct tp_loop *l, struct patience *p)
 {
     uint64_t now = dl_now_ns(), waited = now - p->began_ns;
     if (waited > PATIENCE_NS)
         return false;
-    if (now - p->alone_ns > ALONE_NS) {
+    if (now - p->alone_ns > moment_ns(l)) {
         dl_sleep_ns(DL_MAX(waited / NAP_PART, NAP_LEAST_NS));
     } else {
         dl_yield();
         uint64_t back = dl_now_ns();
-        if (back - now > YIELDED_NS)
+        if (back - now > YIELDED_NS) {
             p->alone_ns = back;
+            p->taken_ns += back - now;
+        }
     }
     return true;
+}
+
+/* It took as long as it took: the next will be like the last few. */
+static void learn(struct tp_loop *l, const struct patience *p)
+{
+    const uint64_t most = 2 * SPIN_MOST_NS, waited = DL_MIN(dl_now_ns() - p->began_ns, most);
+    l->usual_ns = (7 * l->usual_ns + waited) / 8;
+    l->taken_ns = (7 * l->taken_ns + DL_MIN(p->taken_ns, waited)) / 8;
 }
 
 void tp_loop_drive(struct tp_loop *l, bool (*done)(void *ud), void *ud, uint64_t deadline)
@@ -223,7 +246,7 @@ void tp_loop_drive(struct tp_loop *l, bool (*done)(void *ud), void *ud, uint64_t
         turn(l, false, true);
         if (done(ud))
             break;
-        if (stay_awake(&patience))
+        if (stay_awake(l, &patience))
             continue;
         if (!armed && deadline != UINT64_MAX) {
             uv_update_time(&l->uv);
@@ -233,7 +256,13 @@ void tp_loop_drive(struct tp_loop *l, bool (*done)(void *ud), void *ud, uint64_t
     }
     if (armed)
         uv_timer_stop(&l->alarm);
+    learn(l, &patience);
     leave(l, LEASE_NS);
+}
+
+void tp_loop_near(struct tp_loop *l, bool near)
+{
+    l->near = near;
 }
 
 int tp_timer_start(struct tp_loop *l, uv_timer_t *timer, uv_timer_cb fn, uint64_t ms)

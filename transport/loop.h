@@ -45,6 +45,9 @@ void tp_loop_turn(struct tp_loop *loop, bool block);
  * ms more. Without `done` that time ends now. */
 void tp_loop_drive(struct tp_loop *loop, bool (*done)(void *ud), void *ud, uint64_t deadline);
 
+/* Do those who are waited for share this machine's cores? Then who drives leaves his core to them the sooner. Holder only. */
+void tp_loop_near(struct tp_loop *loop, bool near);
+
 /* Is the loop's thread out because somebody drove a moment ago? What comes now is seen by who drives, or late. */
 bool tp_loop_leased(struct tp_loop *loop);
 

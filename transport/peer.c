@@ -220,6 +220,8 @@ void tp_peer_attach(struct tp_peer *p, struct tp_link *l)
     atomic_store(&p->count.received, atomic_load(&l->own_count.received));
     l->count = &p->count;
     p->t->n_open++;
+    if (tp_addr_is_near(&l->tcp))
+        tp_loop_near(p->t->loop, true);
 }
 
 void tp_peer_finish(struct tp_peer *p)

@@ -422,6 +422,7 @@ int tp_tcp_create(struct tp_loop *loop, int node, int n_nodes, struct tp_tcp **o
     for (int i = 0; i < n_nodes; i++)
         peers[i].ahead_end = &peers[i].ahead;
     tp_loop_add(loop, &t->client);
+    tp_loop_near(loop, false);
     *out = t;
     return DL_OK;
 }
