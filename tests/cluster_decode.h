@@ -307,7 +307,7 @@ static inline void example_step(struct eng_out *o)
 {
     static const uint32_t one[] = {5, 6, 2, 1}, two[] = {3};
     struct eng_seq seqs[] = {{95, 2, DL_WANT_TOP, 4, 0.5f, one, 4}, {0, 3, DL_WANT_BEST, 0, 0, two, 1}};
-    struct eng_batch b = {.seqs = seqs, .n_seqs = 2, .n_tokens = 5};
+    struct eng_batch b = {.seqs = seqs, .n_seqs = 2, .n_tokens = 5, .cut = 3};
     struct eng_tables t;
     float embed[5 * DECODE_DIM];
     for (size_t i = 0; i < DL_COUNT_OF(embed); i++)

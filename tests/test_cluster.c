@@ -254,8 +254,8 @@ static void bytes_per_token(void **state)
         uint64_t piece, sums = 2 * h->n_layers, peers = (uint64_t)n - 1;
         assert_true(dl_row_bytes(DL_Q80, rs ? (uint32_t)dl_div_up(h->dim / 32, (uint64_t)n) * 32 : h->dim, &piece));
         const uint64_t exchanged = (rs ? 2 : 1) * sums * peers * piece;
-        /* STEP: type, number, one sequence: position, length, want, kept blocks; the row. A new block now and then. */
-        const uint64_t step = 1 + 8 + 4 + 4 + 4 + 1 + 4 + h->dim / 32 * 57, logits = 1 + 8 + 4 + 4 + 8;
+        /* STEP: type, number, one sequence, all in the first lane: position, length, want, kept blocks; the row. A new block now and then. */
+        const uint64_t step = 1 + 8 + 4 + 4 + 4 + 4 + 1 + 4 + h->dim / 32 * 57, logits = 1 + 8 + 4 + 4 + 8;
         const uint64_t blocks = (RIG_PROMPT + tokens + 31) / 32 - (RIG_PROMPT + 31) / 32;
         printf("%d nodes, %s: %llu bytes per token\n", n,
                rs       ? "rs"
@@ -330,6 +330,60 @@ static void overlap_changes_nothing(void **state)
     free(at_once);
 }
 
+enum { MANY = 5, STEPS = 12 };
+
+/* Rows of what MANY sessions say, a token of each at a time. */
+static void many_talk(uint32_t max_batch, struct dl_engine_opts o, float *rows)
+{
+    struct rig r;
+    o.max_batch = max_batch;
+    o.max_sessions = MANY;
+    rig_open(&r, NULL, 3);
+    assert_int_equal(rig_start(&r, o, NULL), 0);
+    const uint32_t vocab = rig_vocab(&r);
+    dl_session *s[MANY];
+    int32_t next[MANY];
+    struct dl_step_item items[MANY];
+    for (int i = 0; i < MANY; i++) {
+        struct dl_step_item first = {.want = DL_WANT_BEST};
+        assert_int_equal(dl_session_create(r.engine, &s[i]), 0);
+        assert_int_equal(dl_session_feed(s[i], r.prompt + i, RIG_PROMPT - (uint32_t)i, NULL, NULL, &first), 0);
+        next[i] = first.top[0].id;
+    }
+    for (int t = 0; t < STEPS; t++) {
+        for (int i = 0; i < MANY; i++)
+            items[i] = (struct dl_step_item){.session = s[i], .tokens = &next[i], .n = 1, .want = DL_WANT_LAST};
+        assert_int_equal(dl_engine_step(r.engine, items, MANY), 0);
+        for (int i = 0; i < MANY; i++, rows += VOCAB_MOST) {
+            memcpy(rows, items[i].logits, vocab * sizeof *rows);
+            next[i] = rig_argmax(rows, vocab);
+        }
+    }
+    for (int i = 0; i < MANY; i++)
+        dl_session_destroy(&s[i]);
+    rig_stop(&r);
+    rig_close(&r);
+}
+
+/* Tokens of several sessions, some of whose batches are halved to find out which is faster. */
+static void answers_in_antiphase(void **state)
+{
+    (void)state;
+    const size_t n = (size_t)MANY * STEPS * VOCAB_MOST;
+    float *want = dl_xcalloc(n, sizeof *want), *got = dl_xcalloc(n, sizeof *got);
+    for (int k = 0; k < 2; k++) {
+        struct dl_engine_opts o = rig_opts();
+        o.wire = k ? DL_F32 : DL_Q80;
+        o.collective = k ? DL_COLLECTIVE_RS : DL_COLLECTIVE_HALVES;
+        many_talk(31, o, want); /* too small a batch for lanes */
+        many_talk(64, o, got);
+        assert_memory_equal(got, want, n * sizeof *want);
+        assert_memory_not_equal(got, got + VOCAB_MOST, n / 8 * sizeof *want);
+    }
+    free(want);
+    free(got);
+}
+
 /* Sums in halves are the same bits, in the same bytes, with and without lanes, also where a node has nothing to give. */
 static void halves_change_nothing(void **state)
 {
@@ -392,6 +446,7 @@ int main(void)
         cmocka_unit_test(several_sessions),
         cmocka_unit_test(bytes_per_token),
         cmocka_unit_test(overlap_changes_nothing),
+        cmocka_unit_test(answers_in_antiphase),
         cmocka_unit_test(halves_change_nothing),
         cmocka_unit_test(options),
     };

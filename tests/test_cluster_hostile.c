@@ -197,7 +197,7 @@ static void play_root(struct script *s)
         return;
     uint32_t block = 3;
     struct eng_seq seq = {0, 1, DL_WANT_TOP, 5, 1, &block, 1};
-    struct eng_batch b = {.seqs = &seq, .n_seqs = 1, .n_tokens = 1, .n_out = 1};
+    struct eng_batch b = {.seqs = &seq, .n_seqs = 1, .n_tokens = 1, .n_out = 1, .cut = 1};
     struct eng_step_limits limits = {plan_msg.h.dim, plan_msg.opts.kv_blocks, ENG_EMBED_F32};
     struct eng_tables tables;
     if (eng_tables_init(&tables, &plan_msg.shape))
@@ -407,7 +407,7 @@ static void write_good(struct script *s, enum eng_msg type, uint64_t step, struc
     const struct eng_memory memory = {.fits = true, .plan = plan_msg.plan};
     uint32_t block = 3;
     struct eng_seq seq = {(uint32_t)step - 1, 1, DL_WANT_LAST, 0, 0, &block, 1};
-    struct eng_batch b = {.seqs = &seq, .n_seqs = 1, .n_tokens = 1, .n_out = 1};
+    struct eng_batch b = {.seqs = &seq, .n_seqs = 1, .n_tokens = 1, .n_out = 1, .cut = 1};
     struct eng_step_limits limits = {plan_msg.h.dim, plan_msg.opts.kv_blocks, ENG_EMBED_F32};
     uint8_t *room;
     switch (type) {

@@ -120,13 +120,15 @@ static void limits(void **state)
     assert_int_equal(with_u32(ENG_MSG_OFFER, 1, 4), DL_EFORMAT);
     assert_int_equal(with_u32(ENG_MSG_OFFER, 5, 0x10000004), DL_EFORMAT);
     assert_int_equal(with_u32(ENG_MSG_STEP, 9, 3), DL_EFORMAT);    /* sequences */
-    assert_int_equal(with_u32(ENG_MSG_STEP, 13, 127), DL_EFORMAT); /* 127 + 2 positions of 128 */
-    assert_int_equal(with_u32(ENG_MSG_STEP, 17, 0), DL_EFORMAT);   /* no tokens */
-    assert_int_equal(with_u32(ENG_MSG_STEP, 22, 257), DL_EFORMAT); /* candidates */
-    assert_int_equal(with_u32(ENG_MSG_STEP, 26, 0), DL_EFORMAT);   /* a temperature of 0 */
-    assert_int_equal(with_u32(ENG_MSG_STEP, 26, 0x7fc00000), DL_EFORMAT);
-    assert_int_equal(with_u32(ENG_MSG_STEP, 30, 4), DL_EFORMAT);  /* keeps more blocks than there were */
-    assert_int_equal(with_u32(ENG_MSG_STEP, 34, 8), DL_EFORMAT);  /* a block of 8 */
+    assert_int_equal(with_u32(ENG_MSG_STEP, 13, 0), DL_EFORMAT);   /* no token in the first lane, */
+    assert_int_equal(with_u32(ENG_MSG_STEP, 13, 6), DL_EFORMAT);   /* and more than there are */
+    assert_int_equal(with_u32(ENG_MSG_STEP, 17, 127), DL_EFORMAT); /* 127 + 2 positions of 128 */
+    assert_int_equal(with_u32(ENG_MSG_STEP, 21, 0), DL_EFORMAT);   /* no tokens */
+    assert_int_equal(with_u32(ENG_MSG_STEP, 26, 257), DL_EFORMAT); /* candidates */
+    assert_int_equal(with_u32(ENG_MSG_STEP, 30, 0), DL_EFORMAT);   /* a temperature of 0 */
+    assert_int_equal(with_u32(ENG_MSG_STEP, 30, 0x7fc00000), DL_EFORMAT);
+    assert_int_equal(with_u32(ENG_MSG_STEP, 34, 4), DL_EFORMAT);  /* keeps more blocks than there were */
+    assert_int_equal(with_u32(ENG_MSG_STEP, 38, 8), DL_EFORMAT);  /* a block of 8 */
     assert_int_equal(with_u32(ENG_MSG_LOGITS, 1, 8), DL_EFORMAT); /* another step */
     assert_int_equal(with_u32(ENG_MSG_LOGITS, 9, 2), DL_EFORMAT); /* rows */
     assert_int_equal(with_u32(ENG_MSG_LOGITS, 13 + 4 * DECODE_VOCAB, 2), DL_EFORMAT);          /* candidates */

@@ -42,7 +42,7 @@ bool eng_batch_count(struct eng_batch *b, const struct dl_batch_shape *shape)
                                                        : (struct eng_want){s->want, s->want == DL_WANT_BEST, 0};
         out += rows;
     }
-    b->n_tokens = (uint32_t)tokens;
+    b->n_tokens = b->cut = (uint32_t)tokens;
     b->n_out = (uint32_t)out;
     return true;
 }

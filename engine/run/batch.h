@@ -29,6 +29,7 @@ struct eng_batch {
     struct eng_seq *seqs;   /* (max_tables) */
     struct eng_want *wants; /* (max_out) */
     uint32_t n_seqs, n_tokens, n_out;
+    uint32_t cut; /* so many of the tokens are in the plan's first lane, the others in the second */
 };
 
 int eng_batch_init(struct eng_batch *b, const struct dl_batch_shape *shape);
@@ -37,7 +38,7 @@ void eng_batch_finish(struct eng_batch *b);
 /* Rows of logits that a sequence with n tokens wants. */
 uint32_t eng_wanted(enum dl_want want, uint32_t n);
 
-/* From seqs and n_seqs to the rest. false when they are more tokens or rows than the shape has. */
+/* From seqs and n_seqs to the rest, all in the first lane. false when they are more tokens or rows than the shape has. */
 bool eng_batch_count(struct eng_batch *b, const struct dl_batch_shape *shape);
 
 /* What came of one wanted row. */

@@ -43,6 +43,7 @@ void eng_step_write(struct eng_out *o, uint64_t step, const struct eng_batch *b,
     eng_out_begin(o, ENG_MSG_STEP);
     eng_put_u64(o, step);
     eng_put_u32(o, b->n_seqs);
+    eng_put_u32(o, b->cut);
     for (uint32_t i = 0; i < b->n_seqs; i++) {
         const struct eng_seq *s = &b->seqs[i];
         uint32_t *table = t->v + (size_t)i * t->shape.table_cols, keep = 0;
@@ -101,6 +102,7 @@ int eng_step_read(const struct eng_in *in, const struct eng_step_limits *limits,
     struct eng_cursor c = eng_in_open(in);
     *step = eng_read_u64(&c, "step");
     b->n_seqs = eng_read_u32(&c, "sequences");
+    uint32_t cut = eng_read_u32(&c, "lanes");
     if (!c.bad && (!b->n_seqs || b->n_seqs > t->shape.max_tables))
         return eng_in_wrong(in, "too many sequences, or none");
     for (uint32_t i = 0; i < b->n_seqs && !c.bad; i++) {
@@ -110,6 +112,9 @@ int eng_step_read(const struct eng_in *in, const struct eng_step_limits *limits,
     }
     if (!c.bad && !eng_batch_count(b, &t->shape))
         return eng_in_wrong(in, "more tokens or logits than were agreed on");
+    if (!c.bad && (!cut || cut > b->n_tokens))
+        return eng_in_wrong(in, "lanes of other tokens than there are");
+    b->cut = cut;
     if (!c.bad)
         *embed_rows = eng_read_bytes(&c, b->n_tokens * eng_embed_bytes(limits->embed, limits->dim), "embedding rows");
     return eng_in_close(in, &c);

@@ -264,6 +264,7 @@ int eng_form(dl_engine *e, dl_transport *t)
         return err;
     }
     e->epoch++;
+    e->lanes = (struct eng_lanes){0}; /* other nodes, other times */
     e->formed = true;
     return DL_OK;
 }

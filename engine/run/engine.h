@@ -13,6 +13,7 @@
 #include "dl/transport.h"
 #include "embed_row.h"
 #include "kv.h"
+#include "lanes.h"
 #include "source.h"
 
 struct eng_node;
@@ -77,6 +78,7 @@ struct dl_engine {
     struct dl_tensor embed;
     float *rope_factors; /* NULL where the model has none */
     struct eng_batch batch;
+    struct eng_lanes lanes;    /* the root's */
     float *logits;             /* (max_out, vocab), where several devices hold parts of a row */
     struct eng_row *rows;      /* (max_out) */
     struct eng_row_of *row_of; /* (max_out): of the last step's rows */
@@ -128,8 +130,12 @@ bool eng_node_sizes(const struct eng_node *n, uint64_t *kv, uint64_t *act, uint6
 double eng_slice_share(const struct dl_model_header *h, const struct dl_slice *slices, uint32_t n, uint32_t i);
 /* Memory for the batch and the rows that come of it; e->shape is set. */
 int eng_batch_buffers(dl_engine *e);
+/* Do its lanes hold what is to go into each? */
+bool eng_batch_suits(const struct eng_batch *b, const struct dl_plan *p);
 /* e->batch into a node's INPUT buffers, all but the embedding rows. */
 void eng_batch_fill(const dl_engine *e, struct eng_node *n);
+/* The row of a buffer for all lanes that token t has. */
+uint32_t eng_batch_row(const struct eng_batch *b, const struct dl_plan *p, uint32_t t);
 
 /* balance.c: slices for all nodes, and the context where it is not fixed yet, by e->rates and e->link. DL_ELIMIT (logged) when the
  * model does not fit. */
@@ -147,10 +153,10 @@ int eng_weights_write(dl_device *dev, dl_buf *buf, const struct eng_source *s, e
 /* sums.c: how the nodes exchange, into e->plan_opts. The nodes and the batch's shape are known. */
 void eng_sums_choose(dl_engine *e);
 
-/* exec.c: runs the plan on all nodes for the batch that their INPUT buffers hold. After a failure something may still be in flight:
+/* exec.c: runs the plan on all nodes for e->batch, which their INPUT buffers hold. After a failure something may still be in flight:
  * who can end that (by closing the transport) does so, then everyone calls eng_exec_abort, which waits for the devices. A
  * failed exchange is not logged: see bad_exchange. */
-int eng_exec(dl_engine *e, uint32_t n_tokens, uint32_t n_out);
+int eng_exec(dl_engine *e);
 void eng_exec_abort(dl_engine *e);
 
 /* session.c: what belongs to a cluster has failed, between batches: as after a batch. Returns the error. */

@@ -274,10 +274,10 @@ static void next_bases(dl_engine *e)
     }
 }
 
-static void begin(dl_engine *e, struct eng_node *n, uint32_t n_tokens)
+static void begin(dl_engine *e, struct eng_node *n)
 {
-    for (uint32_t l = 0; l < DL_PLAN_LANES; l++)
-        n->lane_tokens[l] = dl_plan_lane_tokens(&n->mp->plan, l, n_tokens);
+    n->lane_tokens[0] = e->batch.cut;
+    n->lane_tokens[1] = e->batch.n_tokens - e->batch.cut;
     n->next_submit = n->last_run = 0;
     n->last_xfer = NULL;
     n->began_ns = dl_now_ns();
@@ -288,12 +288,13 @@ static void begin(dl_engine *e, struct eng_node *n, uint32_t n_tokens)
         dl_transport_drive(n->transport, NULL, NULL, 0);
 }
 
-int eng_exec(dl_engine *e, uint32_t n_tokens, uint32_t n_out)
+int eng_exec(dl_engine *e)
 {
+    const uint32_t n_tokens = e->batch.n_tokens, n_out = e->batch.n_out;
     e->bad_exchange = 0;
     e->bad_silence = false;
     for (uint32_t d = 0; d < e->n_nodes; d++)
-        begin(e, &e->nodes[d], n_tokens);
+        begin(e, &e->nodes[d]);
     int err = run_steps(e, n_out);
     if (!err)
         err = settle(e);

@@ -120,7 +120,7 @@ static struct lane_at begin_lane(const dl_engine *e, struct eng_node *n, uint32_
                          .out_rows = (void *)(batch + dl_batch_out_at(&e->shape)),
                          .tables = (void *)(batch + dl_batch_tables_at(&e->shape))};
     struct dl_batch_head *head = (void *)batch;
-    *head = (struct dl_batch_head){.n_tokens = dl_plan_lane_tokens(&n->mp->plan, lane, b->n_tokens),
+    *head = (struct dl_batch_head){.n_tokens = lane ? b->n_tokens - b->cut : b->cut,
                                    .n_out = lane ? 0 : b->n_out,
                                    .max_tokens = e->shape.max_tokens,
                                    .max_out = e->shape.max_out,
@@ -131,11 +131,22 @@ static struct lane_at begin_lane(const dl_engine *e, struct eng_node *n, uint32_
     return at;
 }
 
+bool eng_batch_suits(const struct eng_batch *b, const struct dl_plan *p)
+{
+    const uint32_t rest = b->n_tokens - b->cut; /* the last lane is the shorter one */
+    return b->cut && b->cut <= DL_MIN(b->n_tokens, p->lane_tokens) &&
+           (!rest || (p->n_lanes > 1 && rest <= p->max_tokens - p->lane_tokens));
+}
+
+uint32_t eng_batch_row(const struct eng_batch *b, const struct dl_plan *p, uint32_t t)
+{
+    return t < b->cut ? t : p->lane_tokens + t - b->cut;
+}
+
 /* Rows of a lane count from its first one; those whose logits are wanted, from the batch's, and they are all with lane 0. */
 void eng_batch_fill(const dl_engine *e, struct eng_node *n)
 {
     const struct eng_batch *b = &e->batch;
-    const uint32_t per_lane = n->mp->plan.lane_tokens;
     float *angles = dl_buf_map(n->dev, n->bufs[n->mp->rope_buf]);
     struct lane_at lanes[DL_PLAN_LANES];
     for (uint32_t l = 0; l < n->mp->plan.n_lanes; l++)
@@ -144,10 +155,11 @@ void eng_batch_fill(const dl_engine *e, struct eng_node *n)
     for (uint32_t i = 0; i < b->n_seqs; i++) {
         const struct eng_seq *s = &b->seqs[i];
         for (uint32_t j = 0; j < s->n; j++, t++) {
-            lanes[t / per_lane].rows[t % per_lane] = (struct dl_batch_row){.pos = s->pos0 + j, .table = i};
-            dl_rope_angles(e->h, e->rope_factors, s->pos0 + j, angles + (size_t)t * e->h->n_rot);
+            const uint32_t row = eng_batch_row(b, &n->mp->plan, t), lane = t >= b->cut;
+            lanes[lane].rows[t - lane * b->cut] = (struct dl_batch_row){.pos = s->pos0 + j, .table = i};
+            dl_rope_angles(e->h, e->rope_factors, s->pos0 + j, angles + (size_t)row * e->h->n_rot);
             if (s->want == DL_WANT_ALL || (s->want != DL_WANT_NONE && j == s->n - 1))
-                lanes[0].out_rows[o++] = t;
+                lanes[0].out_rows[o++] = row;
         }
     }
 }

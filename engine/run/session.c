@@ -217,6 +217,19 @@ static void embed(const dl_engine *e, const struct dl_step_item *items, uint32_t
         }
 }
 
+/* The rows of all tokens, put where their lanes have them. */
+static void spread(const dl_engine *e, struct eng_node *n, const float *rows)
+{
+    const struct eng_batch *b = &e->batch;
+    const size_t dim = e->h->dim;
+    float *to = dl_buf_map(n->dev, n->bufs[n->mp->embed_buf]);
+    if (b->cut < b->n_tokens)
+        memmove(to + eng_batch_row(b, &n->mp->plan, b->cut) * dim, rows + b->cut * dim,
+                (b->n_tokens - b->cut) * dim * sizeof *to);
+    if (to != rows)
+        memcpy(to, rows, b->cut * dim * sizeof *to);
+}
+
 /* Workers hear of the batch as early as can be; the rest is done while the message travels. */
 static int give_batch(dl_engine *e, const struct dl_step_item *items, uint32_t n_items)
 {
@@ -230,15 +243,14 @@ static int give_batch(dl_engine *e, const struct dl_step_item *items, uint32_t n
             s->blocks, n_blocks};
     }
     (void)eng_batch_count(b, &e->shape); /* the items are checked */
+    const struct dl_plan *plan = &e->nodes[0].mp->plan;
+    b->cut = eng_lanes_cut(&e->lanes, b->n_tokens, plan->n_lanes, plan->lane_tokens);
     float *first = dl_buf_map(e->nodes[0].dev, e->nodes[0].bufs[e->nodes[0].mp->embed_buf]);
     embed(e, items, n_items, first);
     int err = e->cluster ? eng_cluster_step(e->cluster, first) : DL_OK;
-    for (uint32_t d = 0; !err && d < e->n_nodes; d++) {
-        struct eng_node *n = &e->nodes[d];
-        if (d)
-            memcpy(dl_buf_map(n->dev, n->bufs[n->mp->embed_buf]), first,
-                   (size_t)b->n_tokens * e->h->dim * sizeof *first);
-        eng_batch_fill(e, n);
+    for (uint32_t d = e->n_nodes; !err && d-- > 0;) { /* the first, which has the rows, last */
+        spread(e, &e->nodes[d], first);
+        eng_batch_fill(e, &e->nodes[d]);
     }
     return err;
 }
@@ -274,9 +286,11 @@ static int run_batch(dl_engine *e, const struct dl_step_item *items, uint32_t n_
     int err = give_batch(e, items, n_items);
     if (err)
         return give_up(e, err, false);
-    err = eng_exec(e, e->batch.n_tokens, e->batch.n_out);
+    const uint64_t start = dl_now_ns();
+    err = eng_exec(e);
     if (err)
         return give_up(e, err, true);
+    eng_lanes_learn(&e->lanes, e->batch.n_tokens, e->batch.cut, dl_now_ns() - start);
     err = eng_logits_collect(e);
     return err ? give_up(e, err, false) : DL_OK;
 }

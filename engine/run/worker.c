@@ -394,15 +394,18 @@ static int step(struct eng_worker *w, const struct eng_in *in)
     if (!err && number != w->step + 1)
         err = dl_fail(DL_EFORMAT, "%s: sends step %llu after step %llu", in->who, (unsigned long long)number,
                       (unsigned long long)w->step);
+    const struct eng_batch *b = &e->batch;
+    if (!err && !eng_batch_suits(b, &n->mp->plan))
+        err = dl_fail(DL_EFORMAT, "%s: puts %u of %u tokens into the first lane, which does not suit the plan", in->who,
+                      b->cut, b->n_tokens);
     if (err)
         return err;
     w->step = number;
     float *embed = dl_buf_map(n->dev, n->bufs[n->mp->embed_buf]);
-    for (uint32_t t = 0; t < e->batch.n_tokens;
-         t++, embed += e->h->dim, rows += eng_embed_bytes(e->embed_kind, e->h->dim))
-        eng_embed_get(e->embed_kind, rows, e->h->dim, embed);
+    for (uint32_t t = 0; t < b->n_tokens; t++, rows += eng_embed_bytes(e->embed_kind, e->h->dim))
+        eng_embed_get(e->embed_kind, rows, e->h->dim, embed + (size_t)eng_batch_row(b, &n->mp->plan, t) * e->h->dim);
     eng_batch_fill(e, n);
-    err = eng_exec(e, e->batch.n_tokens, e->batch.n_out);
+    err = eng_exec(e);
     if (err)
         return stop(w, err);
     bool some = e->batch.n_out && e->slices[e->first_slice].n_vocab;

@@ -188,9 +188,9 @@ enum dl_coll_kind {
 
 enum dl_step_kind { DL_STEP_RUN, DL_STEP_EXCHANGE };
 
-/* Lanes are parts of a large batch that overlap: while one is exchanged, the other is computed. Lane l has the tokens from row
- * l * lane_tokens on. A batch that fits into lane 0 has only that, and the steps of others are left out; so steps of lane 0 wait
- * for such of lane 0 only. */
+/* Lanes are parts of a batch that overlap: while one is exchanged, the other is computed. Lane l has the rows from l * lane_tokens on.
+ * Who runs the plan says how many tokens are in which; a batch may have lane 0 only, and the steps of others are left out then: so
+ * steps of lane 0 wait for such of lane 0 only. */
 #define DL_PLAN_LANES 2u
 
 struct dl_step {
@@ -214,7 +214,7 @@ struct dl_plan {
     uint32_t n_slices, slice;     /* nodes that exchange, and which one this plan is for */
 };
 
-/* Of a batch, the tokens that lane `lane` has: those from lane * lane_tokens on. */
+/* Of a batch, the tokens that lane `lane` has where as many as can be are in the first one. */
 static inline uint32_t dl_plan_lane_tokens(const struct dl_plan *p, uint32_t lane, uint32_t n_tokens)
 {
     uint64_t before = (uint64_t)p->lane_tokens * lane;
