@@ -87,20 +87,20 @@ static json_t *answer(int port, const char *body)
 }
 
 /* Numbers of two documents of one form, which may differ by rounding. */
-static void alike(json_t *a, const json_t *b)
+static void alike(json_t *a, const json_t *b, double most)
 {
     const char *key;
     json_t *v;
     assert_int_equal(json_typeof(a), json_typeof(b));
     assert_int_equal(json_object_size(a), json_object_size(b));
     assert_int_equal(json_array_size(a), json_array_size(b));
-    if (json_is_real(a) && fabs(json_real_value(a) - json_real_value(b)) > 1e-3)
+    if (json_is_real(a) && fabs(json_real_value(a) - json_real_value(b)) > most)
         fail_msg("%g, not %g", json_real_value(a), json_real_value(b));
     if (json_is_string(a))
         assert_string_equal(json_string_value(a), json_string_value(b));
-    json_object_foreach(a, key, v) alike(v, json_object_get(b, key));
+    json_object_foreach(a, key, v) alike(v, json_object_get(b, key), most);
     for (size_t i = 0; i < json_array_size(a); i++)
-        alike(json_array_get(a, i), json_array_get(b, i));
+        alike(json_array_get(a, i), json_array_get(b, i), most);
 }
 
 /* The same text for the same seed, whether nodes send candidates, all logits (which a bias asks for, of nothing at all, too), or there is
@@ -122,12 +122,12 @@ static void the_same_draws_as_alone(void **state)
     SERVE(&s, model, "--device", "cpu", "--threads", "1", "--ctx", "512", "--wire", "f32", "--workers", c.list);
     for (size_t i = 0; i < DL_COUNT_OF(draws); i++) {
         json_t *v = answer(s.port, draws[i]);
-        alike(json_object_get(alone[i], "choices"), json_object_get(v, "choices"));
-        alike(json_object_get(alone[i], "usage"), json_object_get(v, "usage"));
+        alike(json_object_get(alone[i], "choices"), json_object_get(v, "choices"), 0.02); /* sums in another order */
+        alike(json_object_get(alone[i], "usage"), json_object_get(v, "usage"), 0);
         if (!strstr(draws[i], "logit_bias")) {
             snprintf(full, sizeof full, "{\"logit_bias\":{\"5\":0},%s", draws[i] + 1);
             json_t *w = answer(s.port, full);
-            alike(json_object_get(v, "choices"), json_object_get(w, "choices"));
+            alike(json_object_get(v, "choices"), json_object_get(w, "choices"), 1e-5);
             json_decref(w);
         }
         json_decref(alone[i]);
