@@ -23,7 +23,6 @@ struct prepared {
     cpu_kernel *kernel, *merge;      /* merge: of ATTENTION in parts, or NULL */
     uint32_t slowness;               /* of the kernel, for the estimate */
     uint32_t units, chunks, chunk_0; /* of the running batch; the op's chunks are [chunk_0, chunk_0 + chunks) */
-    uint32_t rounds;                 /* of which each takes half of what is left, a chunk per thread; 0: equal chunks */
     uint64_t cost_ns;
 };
 
@@ -208,61 +207,72 @@ static uint64_t estimate_ns(const struct prepared *q)
 struct region {
     struct prepared *first;
     uint32_t n, n_threads;
+    /* of which each takes half of what is left of all ops together, a chunk per thread; 0: each op has chunks of its own */
+    uint32_t rounds;
+    uint64_t units; /* of all ops */
 };
 
-/* The unit that chunk i begins with. */
-static uint32_t chunk_begin(const struct prepared *q, uint32_t i, uint32_t n_threads)
+/* The unit that chunk i begins with, counted over all ops. */
+static uint64_t chunk_begin(const struct region *r, uint32_t i)
 {
-    uint64_t units = q->units;
-    if (!q->rounds)
-        return (uint32_t)(units * i / q->chunks);
-    uint32_t round = i / n_threads, k = i % n_threads;
-    if (round >= q->rounds)
-        return q->units;
+    uint32_t round = i / r->n_threads, k = i % r->n_threads;
+    if (round >= r->rounds)
+        return r->units;
     /* Before the round everything but 1 / 2^round is done; the last one takes all that is left. */
-    uint64_t left = units >> round, take = round + 1 < q->rounds ? left - (units >> (round + 1)) : left;
-    return (uint32_t)(units - left + take * k / n_threads);
+    uint64_t left = r->units >> round, take = round + 1 < r->rounds ? left - (r->units >> (round + 1)) : left;
+    return r->units - left + take * k / r->n_threads;
+}
+
+static void run_units(const struct prepared *q, uint64_t unit, uint64_t end)
+{
+    if (unit < end)
+        q->kernel(&q->task, (uint32_t)unit, (uint32_t)end);
 }
 
 static void run_chunk(void *ud, uint32_t chunk)
 {
     const struct region *r = ud;
     const struct prepared *q = r->first;
+    if (r->rounds) {
+        uint64_t begin = chunk_begin(r, chunk), end = chunk_begin(r, chunk + 1);
+        for (uint64_t at = 0; at < end; at += q->units, q++)
+            run_units(q, DL_MAX(begin, at) - at, DL_MIN(end - at, q->units));
+        return;
+    }
     while (chunk - q->chunk_0 >= q->chunks)
         q++;
-    uint32_t i = chunk - q->chunk_0, unit = chunk_begin(q, i, r->n_threads), end = chunk_begin(q, i + 1, r->n_threads);
-    if (unit < end)
-        q->kernel(&q->task, unit, end);
+    uint64_t i = chunk - q->chunk_0;
+    run_units(q, q->units * i / q->chunks, q->units * (i + 1) / q->chunks);
 }
 
-/* A weight that streams from memory is cut as little as evenness allows; units of unequal cost, and small ones, are cut
- * alike. */
-static void cut(struct prepared *q, uint64_t region_ns, uint32_t n_threads)
+/* Weights that stream from memory are cut as little as evenness allows, all of a stage as if they were one; units of unequal
+ * cost, and small ones, are cut alike. Returns the number of chunks. */
+static uint32_t cut(struct region *r, uint64_t cost_ns)
 {
-    uint64_t per_chunk = DL_MAX(region_ns / ((uint64_t)n_threads * CHUNKS_PER_THREAD), CHUNK_NS);
-    q->chunks = (uint32_t)DL_MIN(q->cost_ns / per_chunk + 1, q->units);
-    q->rounds = 0;
-    if (q->task.op->code == DL_OP_MATMUL && q->chunks > n_threads * ROUNDS) {
-        q->rounds = ROUNDS;
-        q->chunks = n_threads * ROUNDS;
+    uint64_t per_chunk = DL_MAX(cost_ns / ((uint64_t)r->n_threads * CHUNKS_PER_THREAD), CHUNK_NS);
+    uint32_t n_chunks = 0;
+    bool stream = true;
+    r->units = 0;
+    for (uint32_t i = 0; i < r->n; i++) {
+        struct prepared *q = &r->first[i];
+        q->chunks = (uint32_t)DL_MIN(q->cost_ns / per_chunk + 1, q->units);
+        q->chunk_0 = n_chunks;
+        n_chunks += q->chunks;
+        r->units += q->units;
+        stream = stream && q->task.op->code == DL_OP_MATMUL;
     }
+    r->rounds = stream && n_chunks > r->n_threads * ROUNDS ? ROUNDS : 0;
+    return r->rounds ? r->n_threads * ROUNDS : n_chunks;
 }
 
 static void run_stage(struct region r, uint64_t cost_ns, struct cpu_pool *pool)
 {
     if (r.n_threads == 1 || cost_ns < ALONE_NS) {
         for (uint32_t i = 0; i < r.n; i++)
-            if (r.first[i].units)
-                r.first[i].kernel(&r.first[i].task, 0, r.first[i].units);
+            run_units(&r.first[i], 0, r.first[i].units);
         return;
     }
-    uint32_t n_chunks = 0;
-    for (uint32_t i = 0; i < r.n; i++) {
-        struct prepared *q = &r.first[i];
-        cut(q, cost_ns, r.n_threads);
-        q->chunk_0 = n_chunks;
-        n_chunks += q->chunks;
-    }
+    uint32_t n_chunks = cut(&r, cost_ns);
     cpu_pool_run(pool, run_chunk, &r, n_chunks);
 }
 
@@ -290,7 +300,7 @@ static void merge_parts(const struct prepared *q, uint32_t n_threads, struct cpu
     m.kernel = q->merge;
     m.units = q->task.n * q->task.op->u.attn.n_heads;
     m.cost_ns = (uint64_t)m.units * q->task.parts * q->task.op->u.attn.head_dim / 8;
-    run_stage((struct region){&m, 1, n_threads}, m.cost_ns, pool);
+    run_stage((struct region){.first = &m, .n = 1, .n_threads = n_threads}, m.cost_ns, pool);
 }
 
 void cpu_program_run(struct cpu_program *p, struct cpu_pool *pool, uint32_t n_threads, uint32_t n_tokens,
@@ -301,7 +311,7 @@ void cpu_program_run(struct cpu_program *p, struct cpu_pool *pool, uint32_t n_th
     const void *rows = batch + dl_batch_rows_at(), *out_rows = batch + dl_batch_out_at(&shape),
                *tables = batch + dl_batch_tables_at(&shape);
     for (uint32_t s = 0; s < p->n_stages; s++) {
-        struct region r = {&p->prepared[p->stages[s].first], p->stages[s].n, n_threads};
+        struct region r = {.first = &p->prepared[p->stages[s].first], .n = p->stages[s].n, .n_threads = n_threads};
         uint64_t cost_ns = 0;
         for (uint32_t i = 0; i < r.n; i++) {
             struct prepared *q = &r.first[i];
