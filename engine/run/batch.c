@@ -65,9 +65,22 @@ uint32_t eng_top_add(struct dl_candidate *v, uint32_t n, uint32_t k, struct dl_c
 
 uint32_t eng_top_scan(struct dl_candidate *v, uint32_t n, uint32_t k, const float *row, uint32_t n_row, uint32_t id0)
 {
-    for (uint32_t i = 0; i < n_row; i++)
-        if (n < k || row[i] >= v[n - 1].logit)
-            n = eng_top_add(v, n, k, (struct dl_candidate){(int32_t)(id0 + i), row[i]});
+    enum { STEP = 32 }; /* values looked at together, as vectors: few of a long row are candidates */
+    for (uint32_t first = 0; first < n_row; first += STEP) {
+        const float *at = row + first;
+        const uint32_t some = DL_MIN(n_row - first, (uint32_t)STEP);
+        if (n == k && some == STEP) {
+            const float least = v[n - 1].logit;
+            int any = 0;
+            for (uint32_t i = 0; i < STEP; i++)
+                any |= at[i] >= least;
+            if (!any)
+                continue;
+        }
+        for (uint32_t i = 0; i < some; i++)
+            if (n < k || at[i] >= v[n - 1].logit)
+                n = eng_top_add(v, n, k, (struct dl_candidate){(int32_t)(id0 + first + i), at[i]});
+    }
     return n;
 }
 
