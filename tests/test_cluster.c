@@ -178,6 +178,7 @@ static void several_sessions(void **state)
         struct rig r;
         struct dl_engine_opts o = rig_opts();
         o.max_sessions = 4;
+        o.kv_tokens = 640; /* not a full context for each, also on the workers */
         o.max_batch = 70;
         rig_alone(&r, path, o);
         const uint32_t vocab = rig_vocab(&r);
