@@ -92,7 +92,7 @@ test_preset release ""
 [ -z "$quick" ] || exit 0
 
 # 64-bit ARM under an emulator: as a Raspberry Pi 4 (plain NEON), and as a Raspberry Pi 5 (dot products).
-arm64_tests="test_ops test_quant test_cpu_device"
+arm64_tests="test_ops test_ops_attention test_quant test_cpu_device"
 arm64_missing() {
     for tool in aarch64-linux-gnu-gcc qemu-aarch64; do
         command -v "$tool" >/dev/null 2>&1 || {
