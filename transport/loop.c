@@ -24,7 +24,9 @@
 #define PATIENCE_NS ((uint64_t)20000000)
 #define ALONE_NS ((uint64_t)50000)
 #define SPIN_MOST_NS ((uint64_t)1000000) /* what usually takes longer is not worth a core */
-#define YIELDED_NS ((uint64_t)5000) /* a yield that took longer than this had somebody to yield to */
+#define YIELDED_NS ((uint64_t)5000)      /* a yield that took longer than this had somebody to yield to */
+#define HOGGED_NS ((uint64_t)500000)     /* and longer than this, one who computes and does not wait himself */
+#define SHY_NS ((uint64_t)200000000)
 #define NAP_PART 16
 #define NAP_LEAST_NS ((uint64_t)20000)
 
@@ -38,7 +40,8 @@ struct tp_loop {
     pthread_mutex_t own;
     struct tp_client *clients;
     uint64_t active_ns; /* when there was last something posted */
-    uint64_t usual_ns, taken_ns; /* how long drives take of late, and how long of that others had the core */
+    uint64_t usual_ns;  /* how long drives take of late */
+    uint64_t shy_until; /* somebody else computes here: no core is offered until then */
     bool near;
     int n_lookups;
     bool orphan; /* nobody joins the thread: it frees the loop */
@@ -189,33 +192,32 @@ static void end_lease(struct tp_loop *l)
  * clock of its own core ends, each a small part of what it has waited, and leaves the core to whoever wants it. What takes
  * still longer is slept for.
  *
- * A nap ends when it ends, not when the news are there. So where those who are waited for compute elsewhere, and nobody wanted the core
- * of late, the moment lasts for as long as such waits usually take, and half of that again. */
+ * A nap ends when it ends, not when the news are there. So where those who are waited for compute elsewhere, the moment lasts for as
+ * long as such waits usually take, and half of that again. But a program that computes on this core, too, takes it for some
+ * milliseconds when it is offered; a sleeper gets it back at once. So there it sleeps for a while. */
 struct patience {
     uint64_t began_ns, alone_ns; /* alone: since when nobody took the core that was offered */
-    uint64_t taken_ns;
 };
 
 static uint64_t moment_ns(const struct tp_loop *l)
 {
-    const bool crowded = l->near || l->taken_ns > l->usual_ns / 2;
-    return crowded || l->usual_ns > SPIN_MOST_NS ? ALONE_NS : DL_MAX(l->usual_ns + l->usual_ns / 2, ALONE_NS);
+    return l->near || l->usual_ns > SPIN_MOST_NS ? ALONE_NS : DL_MAX(l->usual_ns + l->usual_ns / 2, ALONE_NS);
 }
 
-static bool stay_awake(const struct tp_loop *l, struct patience *p)
+static bool stay_awake(struct tp_loop *l, struct patience *p)
 {
     uint64_t now = dl_now_ns(), waited = now - p->began_ns;
-    if (waited > PATIENCE_NS)
+    if (waited > PATIENCE_NS || (!l->near && now < l->shy_until))
         return false;
     if (now - p->alone_ns > moment_ns(l)) {
         dl_sleep_ns(DL_MAX(waited / NAP_PART, NAP_LEAST_NS));
     } else {
         dl_yield();
         uint64_t back = dl_now_ns();
-        if (back - now > YIELDED_NS) {
+        if (back - now > YIELDED_NS)
             p->alone_ns = back;
-            p->taken_ns += back - now;
-        }
+        if (back - now > HOGGED_NS)
+            l->shy_until = back + SHY_NS;
     }
     return true;
 }
@@ -223,9 +225,7 @@ static bool stay_awake(const struct tp_loop *l, struct patience *p)
 /* It took as long as it took: the next will be like the last few. */
 static void learn(struct tp_loop *l, const struct patience *p)
 {
-    const uint64_t most = 2 * SPIN_MOST_NS, waited = DL_MIN(dl_now_ns() - p->began_ns, most);
-    l->usual_ns = (7 * l->usual_ns + waited) / 8;
-    l->taken_ns = (7 * l->taken_ns + DL_MIN(p->taken_ns, waited)) / 8;
+    l->usual_ns = (7 * l->usual_ns + DL_MIN(dl_now_ns() - p->began_ns, 2 * SPIN_MOST_NS)) / 8;
 }
 
 void tp_loop_drive(struct tp_loop *l, bool (*done)(void *ud), void *ud, uint64_t deadline)
