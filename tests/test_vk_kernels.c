@@ -178,7 +178,10 @@ static void compile(struct seen *seen, const struct vk_dispatch *d)
  * up to 8 tokens, beyond that it depends on the device. */
 static void lower(struct stage *s, struct seen *seen, struct dl_op *ops, uint32_t n, int taken)
 {
-    static const uint32_t tokens[] = {1, 8, 64};
+    /* Prompts: another size of batch each time, since tiles go by it. */
+    static const uint32_t prompts[] = {16, 32, 64, 128};
+    static unsigned n_calls;
+    const uint32_t tokens[] = {1, 8, prompts[n_calls++ % DL_COUNT_OF(prompts)]};
     for (uint32_t i = 0; i < n; i++) {
         if (!vk_supports(&s->ctx, &ops[i]))
             fail_msg("%s: no kernel for %s", s->ctx.label, ops[i].name);
@@ -213,7 +216,7 @@ static void lower(struct stage *s, struct seen *seen, struct dl_op *ops, uint32_
 
 /* ------------------------------------------------------------------------------------------------- the kernels */
 
-enum { ROWS = 64 };
+enum { ROWS = 128 };
 
 static void values(struct stage *s, struct seen *seen)
 {
@@ -486,7 +489,7 @@ static void test_every_kernel(void **state)
         for (unsigned choice = 0; choice < VK_MM_VARIANTS; choice++) {
             force(choice);
             matrices(s, &seen);
-            if (choice % 3 == 0)
+            if (choice % 4 == 0)
                 fused(s, &seen);
             attentions(s, &seen);
         }
