@@ -9,7 +9,8 @@
 
 #include "http.h"
 
-#define LOAD_CLIENTS 64
+#define LOAD_CLIENTS (SANITIZED ? 16 : 64)
+#define LOAD_MOST 64
 #define LOAD_ANSWERS 4
 
 /* A request but for "stream", and its answers: how each ends, and its text. */
@@ -37,7 +38,7 @@ struct load {
     int port;
     struct load_ask *asks;
     size_t n_asks;
-    struct load_client c[LOAD_CLIENTS];
+    struct load_client c[LOAD_MOST];
     unsigned n_clients;
     uint64_t left;           /* requests that may still begin */
     unsigned done, full;     /* right answers; refusals by a full queue */
@@ -228,7 +229,7 @@ static inline void load_read(struct load *l, struct load_client *c)
 /* Everybody does what can be done; waits for that, `ms` at most. */
 static inline void load_turn(struct load *l, int ms)
 {
-    struct pollfd fds[LOAD_CLIENTS];
+    struct pollfd fds[LOAD_MOST];
     uint64_t now = dl_now_ns();
     for (unsigned i = 0; i < l->n_clients; i++) {
         struct load_client *c = &l->c[i];
