@@ -71,8 +71,8 @@ cpu_kernel *cpu_pick(const struct dl_op *op, unsigned isa)
 /* What merges the parts that `kernel` leaves behind. */
 static cpu_kernel *pick_merge(const struct dl_op *op, unsigned isa, cpu_kernel *kernel)
 {
-#ifdef CPU_HAVE_AVX2
-    if (op->code == DL_OP_ATTENTION && isa & CPU_ISA_AVX2 && kernel == cpu_avx2_pick(op))
+#if defined(CPU_HAVE_AVX2) || defined(CPU_HAVE_NEON)
+    if (op->code == DL_OP_ATTENTION && isa & (CPU_ISA_AVX2 | CPU_ISA_NEON) && kernel == cpu_avx2_pick(op))
         return cpu_avx2_pick_merge_parts(op);
 #else
     (void)op, (void)isa, (void)kernel;
