@@ -254,6 +254,8 @@ static void test_pace(void **state)
     (void)state;
     struct cli_pace p = {0};
     assert_int_equal(cli_pace_chunk(&p, 0, 128), 128); /* nobody waits for a token */
+    assert_int_equal(cli_pace_chunk(&p, 3, 128), 0);   /* what three take alone comes first */
+    cli_pace_learn(&p, 3, 0, 8000000);
     assert_int_equal(cli_pace_chunk(&p, 3, 128), 16);
     assert_int_equal(cli_pace_chunk(&p, 3, 5), 5);
     for (int i = 0; i < 100; i++) {
@@ -264,7 +266,9 @@ static void test_pace(void **state)
     assert_in_range(n, 5, 10); /* at most as long again */
     assert_int_equal(cli_pace_chunk(&p, 4, 3), 3);
     for (int i = 0; i < 100; i++)
-        cli_pace_learn(&p, 4, 1, 100000000000); /* something is very slow: still on, token by token */
+        cli_pace_learn(&p, 4, 1, 100000000000);      /* something is very slow: still on, token by token */
+    assert_int_equal(cli_pace_chunk(&p, 4, 128), 0); /* after a look at four alone */
+    cli_pace_learn(&p, 4, 0, 10000000);
     assert_int_equal(cli_pace_chunk(&p, 4, 128), 1);
 }
 
