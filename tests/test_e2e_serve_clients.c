@@ -49,7 +49,8 @@ static void the_next_step_is_without_them(void **state)
         while (metric(s.port, "dllama_running_sequences") != 0)
             ;
         double after = metric(s.port, "dllama_steps_total");
-        if (after > before + 3) /* the one under way, and those that began while this asked */
+        /* The one under way, and those that began while this asked: of the short ones of fast kernels, more. */
+        if (after > before + (SANITIZED ? 12 : 4))
             fail_msg("case %u: %.0f more steps", i, after - before);
         assert_true(metric(s.port, "dllama_requests_total{result=\"cancelled\"}") == i + 1);
     }
