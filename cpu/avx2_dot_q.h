@@ -17,7 +17,7 @@
 #ifndef CPU_AVX2_DOT_Q_H
 #define CPU_AVX2_DOT_Q_H
 
-#include "avx2.h"
+#include "avx2_inputs.h"
 
 _Static_assert(CPU_TILE == 16, "one or two vectors");
 
@@ -27,7 +27,8 @@ typedef __m512 vecf;
 #define V(op) _mm512_##op
 #define V_BITS(op) _mm512_##op##_si512
 #define V_DPBUSD _mm512_dpbusd_epi32
-enum { HALVES = 1, AT_ONCE = 8 };
+#define AT_ONCE 8
+enum { HALVES = 1 };
 #else
 typedef __m256i veci;
 typedef __m256 vecf;
@@ -38,7 +39,8 @@ typedef __m256 vecf;
 #else
 #define V_DPBUSD _mm256_dpbusd_avx_epi32
 #endif
-enum { HALVES = 2, AT_ONCE = 3 }; /* more do not fit into the registers */
+#define AT_ONCE 3 /* more do not fit into the registers */
+enum { HALVES = 2 };
 #endif
 #if defined(CPU_DOT_ZMM) || defined(CPU_DOT_YMM)
 #define VNNI 1
@@ -48,29 +50,9 @@ enum { HALVES = 2, AT_ONCE = 3 }; /* more do not fit into the registers */
 
 enum {
     LANES = CPU_TILE / HALVES,
-    CODES = 2,     /* where the codes start in a Q80 block */
-    INPUTS = 2048, /* blocks of tokens that are held at once */
-    SCALE_BYTES = 2 * CPU_TILE,
     FETCH_FROM = 4, /* tokens: with fewer a core does little but wait for memory, and its own guesses are better */
     AHEAD = 9216    /* bytes */
 };
-#define CODE_BYTES(type) (CPU_TILE * ((type) == DL_Q40 ? DL_BLOCK / 2 : DL_BLOCK)) /* of a block of a tile */
-
-/* A block of Q80 activations, as it is used. `start`: what the integer sum starts with to make up for codes that are
- * stored with something added; of AVX2 two 16-bit parts. */
-struct input {
-    int8_t code[DL_BLOCK];
-    float d;
-    int32_t start;
-};
-
-/* A stretch of blocks of all tokens. Tokens that meet a tile together, T of them from t on, have theirs side by side: block b
- * of token t + i is at[t * blocks + b * T + i]. */
-struct inputs {
-    uint32_t blocks;
-    struct input at[INPUTS];
-};
-
 AVX2_INLINE int32_t find_start(const enum dl_type type, __m256i code)
 {
 #if VNNI
@@ -92,28 +74,12 @@ AVX2_INLINE int32_t find_start(const enum dl_type type, __m256i code)
 #endif
 }
 
-/* How many of the n tokens that are left meet a tile next: the last ones not alone, where it can be. */
-AVX2_INLINE uint32_t next_tokens(uint32_t n)
+AVX2_INLINE void take_input(const enum dl_type type, const uint8_t *x, struct input *to)
 {
-    if (n <= AT_ONCE)
-        return n;
-    return n > 2 * AT_ONCE ? AT_ONCE : (n + 1) / 2;
-}
-
-AVX2_INLINE void take_inputs(const enum dl_type type, const struct cpu_avx2_tokens *tok, uint32_t b0, struct inputs *in)
-{
-    struct input *to = in->at;
-    for (uint32_t t = 0, n; t < tok->n; t += n) {
-        n = next_tokens(tok->n - t);
-        for (uint32_t b = 0; b < in->blocks; b++)
-            for (uint32_t i = 0; i < n; i++, to++) {
-                const uint8_t *x = tok->x[t + i] + (uint64_t)(b0 + b) * sizeof(struct dl_q80);
-                __m256i code = avx2_load256(x + CODES);
-                _mm256_storeu_si256((__m256i *)(void *)to->code, code);
-                to->d = _mm256_cvtss_f32(avx2_scale(x));
-                to->start = find_start(type, code);
-            }
-    }
+    __m256i code = avx2_load256(x + CODES);
+    _mm256_storeu_si256((__m256i *)(void *)to->code, code);
+    to->d = _mm256_cvtss_f32(avx2_scale(x));
+    to->start = find_start(type, code);
 }
 
 /* Four columns of a vector of weights, as add() takes them: Q80 as they are, Q40 in two steps, low and high nibbles. */
@@ -264,35 +230,7 @@ AVX2_INLINE void tile(const enum dl_type type, const struct cpu_avx2_rows *rows,
         put(rows, tok->y[t + i], acc[i], b0 + in->blocks == tok->blocks);
 }
 
-AVX2_INLINE void dot(const enum dl_type type, const struct cpu_avx2_rows *rows, uint32_t n_rows,
-                     const struct cpu_avx2_tokens *tok)
-{
-    struct inputs in;
-    uint32_t most = INPUTS / tok->n / CPU_PACK_GROUP * CPU_PACK_GROUP;
-    for (uint32_t b0 = 0; b0 < tok->blocks; b0 += in.blocks) {
-        in.blocks = DL_MIN(tok->blocks - b0, most);
-        take_inputs(type, tok, b0, &in);
-        for (uint32_t r = 0; r < n_rows; r++)
-            for (uint32_t t = 0, n; t < tok->n; t += n) {
-                n = next_tokens(tok->n - t);
-#define CASE(T)                                                          \
-    case T:                                                              \
-        if (T <= AT_ONCE) /* the rest is not compiled */                 \
-            tile(type, &rows[r], tok, &in, t, b0, T <= AT_ONCE ? T : 1); \
-        break
-                switch (n) {
-                    CASE(1);
-                    CASE(2);
-                    CASE(3);
-                    CASE(4);
-                    CASE(5);
-                    CASE(6);
-                    CASE(7);
-                    CASE(8);
-                }
-#undef CASE
-            }
-    }
-}
+#define CPU_DOT_ALL
+#include "avx2_inputs.h"
 
 #endif

@@ -95,16 +95,11 @@ void cpu_avx2_matmul_q(const struct cpu_task *task, uint32_t unit0, uint32_t uni
         moe_matmul(task, unit0, unit1, dots);
 }
 
-static void matmul_q40(const struct cpu_task *task, uint32_t unit0, uint32_t unit1)
-{
-    cpu_avx2_matmul_q(task, unit0, unit1, cpu_avx2_dot_q40);
-}
-static void matmul_q80(const struct cpu_task *task, uint32_t unit0, uint32_t unit1)
-{
-    cpu_avx2_matmul_q(task, unit0, unit1, cpu_avx2_dot_q80);
-}
+#define DOT_Q40 cpu_avx2_dot_q40
+#define DOT_Q80 cpu_avx2_dot_q80
+#include "avx2_pick_q.h"
 
 cpu_kernel *cpu_avx2_pick_matmul_q(const struct dl_op *op)
 {
-    return op->src[1].type == DL_Q40 ? matmul_q40 : op->src[1].type == DL_Q80 ? matmul_q80 : NULL;
+    return pick_matmul_q(op);
 }

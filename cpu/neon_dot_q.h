@@ -15,60 +15,24 @@
 #ifndef CPU_NEON_DOT_Q_H
 #define CPU_NEON_DOT_Q_H
 
-#include "avx2.h"
+#include "avx2_inputs.h"
 
 _Static_assert(CPU_TILE == 16, "four vectors");
 
-enum {
-    QUADS = CPU_TILE / 4,
-    CODES = 2,     /* where the codes start in a Q80 block */
-    INPUTS = 2048, /* blocks of tokens that are held at once */
-    SCALE_BYTES = 2 * CPU_TILE,
+enum { QUADS = CPU_TILE / 4 };
 #ifdef CPU_DOT_SDOT
-    AT_ONCE = 4 /* tokens: more do not fit into the registers */
+#define AT_ONCE 4 /* more do not fit into the registers */
 #else
-    AT_ONCE = 2
+#define AT_ONCE 2
 #endif
-};
-#define CODE_BYTES(type) (CPU_TILE * ((type) == DL_Q40 ? DL_BLOCK / 2 : DL_BLOCK)) /* of a block of a tile */
 
-/* A block of Q80 activations, as it is used. */
-struct input {
-    int8_t code[DL_BLOCK];
-    float d;
-    int32_t start; /* of the integer sum */
-};
-
-/* A stretch of blocks of all tokens. Tokens that meet a tile together, T of them from t on, have theirs side by side: block b
- * of token t + i is at[t * blocks + b * T + i]. */
-struct inputs {
-    uint32_t blocks;
-    struct input at[INPUTS];
-};
-
-/* How many of the n tokens that are left meet a tile next: the last ones not alone, where it can be. */
-NEON_INLINE uint32_t next_tokens(uint32_t n)
+NEON_INLINE void take_input(const enum dl_type type, const uint8_t *x, struct input *to)
 {
-    if (n <= AT_ONCE)
-        return n;
-    return n > 2 * AT_ONCE ? AT_ONCE : (n + 1) / 2;
-}
-
-NEON_INLINE void take_inputs(const enum dl_type type, const struct cpu_avx2_tokens *tok, uint32_t b0, struct inputs *in)
-{
-    struct input *to = in->at;
-    for (uint32_t t = 0, n; t < tok->n; t += n) {
-        n = next_tokens(tok->n - t);
-        for (uint32_t b = 0; b < in->blocks; b++)
-            for (uint32_t i = 0; i < n; i++, to++) {
-                const uint8_t *x = tok->x[t + i] + (uint64_t)(b0 + b) * sizeof(struct dl_q80);
-                memcpy(to->code, x + CODES, DL_BLOCK);
-                to->d = _mm256_cvtss_f32(avx2_scale(x));
-                to->start = 0;
-                if (type == DL_Q40)
-                    to->start = -8 * (vaddlvq_s8(vld1q_s8(to->code)) + vaddlvq_s8(vld1q_s8(to->code + 16)));
-            }
-    }
+    memcpy(to->code, x + CODES, DL_BLOCK);
+    to->d = _mm256_cvtss_f32(avx2_scale(x));
+    to->start = 0;
+    if (type == DL_Q40)
+        to->start = -8 * (vaddlvq_s8(vld1q_s8(to->code)) + vaddlvq_s8(vld1q_s8(to->code + 16)));
 }
 
 NEON_INLINE uint8x16_t low_nibbles(uint8x16_t q)
@@ -265,33 +229,7 @@ NEON_INLINE void tile(const enum dl_type type, const struct cpu_avx2_rows *rows,
         put(rows, tok->y[t + i], acc[i], b0 + in->blocks == tok->blocks);
 }
 
-NEON_INLINE void dot(const enum dl_type type, const struct cpu_avx2_rows *rows, uint32_t n_rows,
-                     const struct cpu_avx2_tokens *tok)
-{
-    struct inputs in;
-    uint32_t most = INPUTS / tok->n / CPU_PACK_GROUP * CPU_PACK_GROUP;
-    for (uint32_t b0 = 0; b0 < tok->blocks; b0 += in.blocks) {
-        in.blocks = DL_MIN(tok->blocks - b0, most);
-        take_inputs(type, tok, b0, &in);
-        for (uint32_t r = 0; r < n_rows; r++)
-            for (uint32_t t = 0, n; t < tok->n; t += n) {
-                n = next_tokens(tok->n - t);
-                switch (n) { /* more than AT_ONCE is never the case, and not compiled */
-                case 1:
-                    tile(type, &rows[r], tok, &in, t, b0, 1);
-                    break;
-                case 2:
-                    tile(type, &rows[r], tok, &in, t, b0, 2);
-                    break;
-                case 3:
-                    tile(type, &rows[r], tok, &in, t, b0, DL_MIN(3, AT_ONCE));
-                    break;
-                case 4:
-                    tile(type, &rows[r], tok, &in, t, b0, DL_MIN(4, AT_ONCE));
-                    break;
-                }
-            }
-    }
-}
+#define CPU_DOT_ALL
+#include "avx2_inputs.h"
 
 #endif
