@@ -84,6 +84,16 @@ static void say_end(const struct service *s, int err)
             (unsigned long long)j->steps);
 }
 
+/* A root that is told of the end is not to find the door open once more. */
+static bool stop(void *ud)
+{
+    struct service *s = ud;
+    if (!cli_interrupted(NULL))
+        return false;
+    dl_tcp_listener_shut(s->listener);
+    return true;
+}
+
 /* A GPU that was lost is opened anew: the driver has reset it, or it is gone. */
 static int reopen(struct service *s)
 {
@@ -193,7 +203,8 @@ static int begin(struct service *s)
     s->opts.model = s->e.model;
     s->opts.tell = on_event;
     s->opts.tell_ud = s;
-    s->opts.stop = cli_interrupted;
+    s->opts.stop = stop;
+    s->opts.stop_ud = s;
     open_cache(s);
     struct dl_tcp_opts tcp;
     cli_tcp_opts(o, s->has_key ? &s->key : NULL, s->e.devices[0], s->about, &tcp);

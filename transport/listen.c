@@ -373,13 +373,12 @@ int dl_tcp_accept(dl_tcp_listener *l, uint64_t timeout_ns, dl_transport **out)
     return DL_OK;
 }
 
-/* Nobody comes in any more, and no cluster forms. */
-static void lock_door(dl_tcp_listener *l)
+void dl_tcp_listener_shut(dl_tcp_listener *l)
 {
     tp_loop_enter(l->loop);
-    l->closing = true;
-    for (unsigned i = 0; i < l->n_servers; i++)
+    for (unsigned i = 0; i < l->n_servers && !l->closing; i++)
         uv_close((uv_handle_t *)&l->servers[i], handle_closed);
+    l->closing = true;
     tp_loop_leave(l->loop);
 }
 
@@ -407,7 +406,7 @@ void dl_tcp_listener_close(dl_tcp_listener **listener)
         return;
     dl_transport *unclaimed = NULL;
     if (l->loop)
-        lock_door(l);
+        dl_tcp_listener_shut(l);
     (void)dl_tcp_accept(l, 0, &unclaimed);
     dl_transport_close(&unclaimed);
     if (l->loop)

@@ -165,6 +165,10 @@ const char *dl_tcp_listener_address(const dl_tcp_listener *l);
  * is called, but only one, and only after the transport of the one before is closed. DL_ETIMEDOUT (not logged). */
 int dl_tcp_accept(dl_tcp_listener *l, uint64_t timeout_ns, dl_transport **out);
 
+/* From now on nobody can connect; what was accepted goes on. For a worker that is about to tell its root that it ends: a root that
+ * tries again at once is refused at once. May be called again. */
+void dl_tcp_listener_shut(dl_tcp_listener *l);
+
 /* After the transports that it accepted are closed. Nulls *l, accepts &NULL. */
 void dl_tcp_listener_close(dl_tcp_listener **l);
 
