@@ -56,6 +56,49 @@ static void a_client_sees_a_pause(void **state)
     workers_end(&c);
 }
 
+/* While nobody asks for anything: it notices by itself, with one line, and the next one who asks is served as ever. */
+static void workers_go_between_answers(void **state)
+{
+    (void)state;
+    NEED_BIN();
+    NEED_DATA(model, "models/stories260K.gguf");
+    static const struct {
+        int signal;
+        const char *why;
+    } ends[] = {{SIGKILL, " lost in "}, {SIGINT, ": its user has stopped it"}};
+    struct workers c;
+    struct served s;
+    char why[400], *undisturbed, *again;
+    workers_start(&c, 2);
+    SERVE(&s, model, "--device", "cpu", "--threads", "1", "--ctx", "512", "--wire", "f32", "--workers", c.list);
+    undisturbed = ask(s.port, "/v1/completions", "{\"prompt\":\"Once\",\"max_tokens\":30,\"temperature\":0}");
+    dl_sleep_ns(22 * SEC / 10); /* what each node did has been asked for, too: now it rests */
+    for (size_t i = 0; i < DL_COUNT_OF(ends); i++) {
+        s.n_said = 0;
+        memset(s.said, 0, sizeof s.said);
+        kill(c.w[1].p.pid, ends[i].signal);
+        proc_wait(&c.w[1]);
+        (void)served_says(&s, "; going on with ");
+        if (!strstr(s.said, "warning: node 2 (127.0.0.1:") || !strstr(s.said, ends[i].why) ||
+            !strstr(s.said, "; going on with 2 of 3 nodes\n"))
+            fail_msg("%s", s.said);
+        for (uint64_t t0 = dl_now_ns(); health(s.port, why, sizeof why) != 200; dl_sleep_ns(SEC / 50))
+            assert_true(dl_now_ns() - t0 < 30 * SEC);
+        E2E_HAS(why, " lost in ");
+        again = ask(s.port, "/v1/completions", "{\"prompt\":\"Once\",\"max_tokens\":30,\"temperature\":0}");
+        assert_string_equal(again, undisturbed);
+        free(again);
+        proc_free(&c.w[1]);
+        worker_start(&c, 1);
+        (void)served_says(&s, " is back: going on with 3 of 3 nodes");
+        const char *first = strstr(s.said, "warning: ");
+        assert_ptr_equal(strstr(strstr(first + 1, "warning: ") + 1, "warning: "), NULL); /* two lines, two events */
+    }
+    free(undisturbed);
+    served_stop(&s, 20000);
+    workers_end(&c);
+}
+
 /* ------------------------------------------------------------------------------------------------- sampling */
 
 #define TEXT "/v1/completions"
@@ -140,6 +183,7 @@ static void the_same_draws_as_alone(void **state)
 
 int main(void)
 {
-    const struct CMUnitTest tests[] = {SERVE_TEST(a_client_sees_a_pause), SERVE_TEST(the_same_draws_as_alone)};
+    const struct CMUnitTest tests[] = {SERVE_TEST(a_client_sees_a_pause), SERVE_TEST(workers_go_between_answers),
+                                       SERVE_TEST(the_same_draws_as_alone)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -216,6 +216,15 @@ int eng_cluster_next(struct eng_cluster *c, size_t most, struct eng_peer **from,
     }
 }
 
+int eng_cluster_look(struct eng_cluster *c)
+{
+    struct eng_peer *p;
+    struct eng_in in;
+    eng_cluster_phase(c, "a pause");
+    int err = eng_cluster_poll(c, ENG_CONTROL_MOST, 0, &p, &in);
+    return err || !p ? err : eng_cluster_nonsense(c, p, eng_link_unexpected(&in, "nothing"));
+}
+
 int eng_cluster_tell_all(struct eng_cluster *c)
 {
     if (c->out.err)

@@ -58,6 +58,9 @@ void eng_cluster_destroy(struct eng_cluster **c); /* nulls, accepts &NULL */
  * remembered, or in any case (anew): into e->rates and e->link. */
 int eng_cluster_measure(struct eng_cluster *c, bool anew);
 
+/* Between batches, when nobody has anything to say: is everyone still there? Does not wait. Errors as of eng_cluster_poll. */
+int eng_cluster_look(struct eng_cluster *c);
+
 /* What c->out holds, to every worker; one that cannot be told is lost. */
 int eng_cluster_tell_all(struct eng_cluster *c);
 /* The name of what node `node` computes with; 0: the root. */

@@ -179,6 +179,8 @@ static int load(dl_engine *e)
         err = check_memory(e, copied);
     if (!err && e->cluster)
         err = eng_cluster_plan(e->cluster);
+    if (!err)
+        eng_heal_planned(e);
     if (!err && e->cluster)
         err = eng_cluster_offer(e->cluster);
     for (uint32_t d = 0; !err && d < e->n_nodes; d++)

@@ -88,7 +88,7 @@ struct dl_engine {
     struct dl_engine_info info;
     struct dl_engine_stats stats;
     struct dl_transport_stats carried; /* by transports that are closed */
-    uint64_t step_id;
+    uint64_t step_id, batch_ns; /* batch_ns: the end of the last batch */
     uint32_t n_sessions;
     int failed;            /* sticky, without `heal`: a device or an exchange broke */
     uint32_t bad_exchange; /* of the last batch, from 1: the one that failed; 0: something else did, or nothing */

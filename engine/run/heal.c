@@ -17,20 +17,22 @@
 #define FORGIVEN_NS (60 * SECOND_NS) /* without a fault this long, the next one counts as the first */
 #define LONGEST_LEAVE 6u             /* left out for at most 2^this seconds */
 #define REST_NS \
-    (2 * SECOND_NS)      /* a cluster computes at least this long before it is formed anew for one that is back ... */
-#define REST_TIMES 4u    /* ... and this many times as long as forming it took */
-#define AGAIN_NS (10 * SECOND_NS)    /* who only tends an engine that is down tries no more often, unless somebody is back */
-#define MOST_ROUNDS 32u  /* of forming it, each without the one who failed */
-#define MOST_ATTEMPTS 8u /* at one batch */
+    (2 * SECOND_NS)   /* a cluster computes at least this long before it is formed anew for one that is back ... */
+#define REST_TIMES 4u /* ... and this many times as long as forming it took */
+#define AGAIN_NS \
+    (10 * SECOND_NS)       /* who only tends an engine that is down tries no more often, unless somebody is back */
+#define PAUSE_NS SECOND_NS /* without a batch this long, it is looked who is still there before the next one */
+#define MOST_ROUNDS 32u    /* of forming it, each without the one who failed */
+#define MOST_ATTEMPTS 8u   /* at one batch */
 #define LOOK_NS UINT64_C(20000000)
 #define LEAST_SHARE 0.01 /* of what the others have: below, a worker is of no use */
 
 struct eng_member {
-    char name[160]; /* "node 2 (10.0.0.7:9990)" */
+    char name[160];            /* "node 2 (10.0.0.7:9990)" */
     double share, first_share; /* now, and before it turned out to lack memory */
     unsigned faults;
     uint64_t fault_ns, not_before_ns;
-    bool is_in, was_in;
+    bool is_in, was_in; /* now, and when the log last said who is */
 };
 
 struct eng_heal {
@@ -43,10 +45,11 @@ struct eng_heal {
     bool stood;      /* it was whole once */
     bool down;       /* and the last attempt at that has failed */
     bool noted;      /* a fault, not yet told */
+    bool charged;    /* and what it costs who did it is settled */
     uint32_t faulty; /* the worker; n_workers: nobody knows */
     int code;
     unsigned unknowns; /* such faults since a step succeeded */
-    char fault[448];
+    char fault[544];
     uint64_t formed_ns, took_ns, tried_ns; /* when it last was whole, how long that took, when it was tried last */
     struct dl_engine_health health;
 };
@@ -111,13 +114,20 @@ int eng_heal_stop(const dl_engine *e)
 void eng_heal_fault(dl_engine *e, int node, int code, const char *phase, const char *why)
 {
     struct eng_heal *h = e->heal;
-    if (!h || h->noted)
+    if (!h || (h->noted && !h->charged))
         return;
+    const uint32_t who = node > 0 ? h->who[node - 1] : h->how.n_workers;
+    const bool same = h->noted && node > 0 && who == h->faulty && h->code == DL_EPEER && code == DL_EPEER;
+    if (h->noted && !same) /* another one, before there was anybody to go on with */
+        dl_log(DL_LOG_WARN, "%s", h->fault);
     h->noted = true;
+    h->charged = false;
     h->code = code;
-    h->faulty = node > 0 ? h->who[node - 1] : h->how.n_workers;
+    h->faulty = who;
+    if (same) /* who is lost was asked once more, in vain: that it was lost is the news */
+        return;
     const char *name = node > 0 ? h->members[h->faulty].name : "a node";
-    snprintf(h->fault, sizeof h->fault, "%.200s %s in %.60s: %.150s", name, code == DL_EPEER ? "lost" : "failed", phase,
+    snprintf(h->fault, sizeof h->fault, "%.200s %s in %.60s: %.240s", name, code == DL_EPEER ? "lost" : "failed", phase,
              why);
 }
 
@@ -138,10 +148,12 @@ void eng_heal_memory(dl_engine *e, int node, double need, double avail)
         m->share = 0;
 }
 
-/* The next time, and what it costs the one who did it. */
-static void punish(struct eng_heal *h)
+/* The next time, and what it costs the one who did it. Who was lost in a step is let wait; between steps nobody knows when that was, and it
+ * may have been started again since: it is asked at once, but not again and again. */
+static void punish(struct eng_heal *h, bool in_step)
 {
     uint64_t now = dl_now_ns();
+    h->charged = true;
     if (h->faulty == h->how.n_workers) {
         h->unknowns++;
         return;
@@ -156,9 +168,9 @@ static void punish(struct eng_heal *h)
     }
     if (h->code == DL_EPEER) /* it may come back with more memory */
         m->share = m->first_share;
-    unsigned doublings = m->faults - (h->code == DL_EPEER ? 1 : 2);
-    if (h->code == DL_EPEER || m->faults > 1)
-        m->not_before_ns = now + (SECOND_NS << DL_MIN(doublings, LONGEST_LEAVE));
+    const unsigned free_ones = h->code == DL_EPEER && in_step ? 0 : 1;
+    if (m->faults > free_ones)
+        m->not_before_ns = now + (SECOND_NS << DL_MIN(m->faults - free_ones - 1, LONGEST_LEAVE));
 }
 
 /* May it be formed again without the one who failed, or with less for it? What is wrong from the start is for the user to see. */
@@ -177,7 +189,7 @@ bool eng_heal_again(dl_engine *e, int err, unsigned attempt)
     struct eng_heal *h = e->heal;
     if (!h || !h->noted || err == DL_ECANCELED)
         return false;
-    punish(h);
+    punish(h, true);
     if (excusable(h) && attempt + 1 < MOST_ATTEMPTS) {
         tell(e, DL_HEALTH_HEALING);
         return true;
@@ -187,6 +199,15 @@ bool eng_heal_again(dl_engine *e, int err, unsigned attempt)
     h->unknowns = 0;
     tell(e, DL_HEALTH_DOWN);
     return false;
+}
+
+void eng_heal_between(dl_engine *e)
+{
+    struct eng_heal *h = e->heal;
+    if (!h || !h->noted || h->charged)
+        return;
+    punish(h, false);
+    tell(e, DL_HEALTH_HEALING);
 }
 
 /* --------------------------------------------------------------------------------------------------- forming */
@@ -200,10 +221,8 @@ static void choose(struct eng_heal *h)
 
 static void name_members(struct eng_heal *h, const dl_transport *t)
 {
-    for (uint32_t w = 0; w < h->how.n_workers; w++) {
-        h->members[w].was_in = h->members[w].is_in;
+    for (uint32_t w = 0; w < h->how.n_workers; w++)
         h->members[w].is_in = false;
-    }
     for (int node = 1; node < dl_transport_n_nodes(t); node++) {
         struct eng_member *m = &h->members[h->who[node - 1]];
         struct dl_node_info info;
@@ -217,16 +236,21 @@ static void name_members(struct eng_heal *h, const dl_transport *t)
     }
 }
 
-/* What happened since it was whole, now that it is known with whom it goes on. */
-static void log_event(struct eng_heal *h)
+void eng_heal_planned(dl_engine *e)
 {
+    struct eng_heal *h = e->heal;
+    if (!h)
+        return;
     const uint32_t n = count_in(h), all = h->how.n_workers + 1;
     if (h->noted)
         dl_log(DL_LOG_WARN, "%s; going on with %u of %u nodes", h->fault, n, all);
     h->noted = false;
-    for (uint32_t w = 0; w < h->how.n_workers && h->stood; w++)
-        if (h->members[w].is_in && !h->members[w].was_in)
-            dl_log(DL_LOG_WARN, "%s is back: going on with %u of %u nodes", h->members[w].name, n, all);
+    for (uint32_t w = 0; w < h->how.n_workers; w++) {
+        struct eng_member *m = &h->members[w];
+        if (h->stood && m->is_in && !m->was_in)
+            dl_log(DL_LOG_WARN, "%s is back: going on with %u of %u nodes", m->name, n, all);
+        m->was_in = m->is_in;
+    }
 }
 
 static bool knows_back(const struct eng_heal *h, uint32_t w)
@@ -264,11 +288,11 @@ static int give_up(dl_engine *e, int err)
         return err;
     }
     bool lost = h->stood && h->fault[0];
-    if (h->noted)
-        dl_log(DL_LOG_ERROR, "%s", h->fault);
-    else if (lost)
+    if (lost)
         dl_log(DL_LOG_ERROR, "%s; the %u of %u nodes that are left cannot go on: %s", h->fault, count_in(h),
                h->how.n_workers + 1, dl_err_text(err));
+    else if (h->noted)
+        dl_log(DL_LOG_ERROR, "%s", h->fault);
     h->noted = false;
     h->down = true;
     tell(e, DL_HEALTH_DOWN);
@@ -290,7 +314,6 @@ static int form_once(dl_engine *e, bool all)
             return dl_fail(DL_EINVAL, "engine: the cluster has a worker that there is not");
         }
     name_members(h, t);
-    log_event(h);
     return eng_form(e, t);
 }
 
@@ -306,8 +329,8 @@ static int form_again(dl_engine *e)
         if (!err)
             break;
         bool again = round < MOST_ROUNDS && err != DL_ECANCELED;
-        if (again && h->noted) {
-            punish(h);
+        if (again && h->noted && !h->charged) {
+            punish(h, true);
             again = excusable(h);
         } else if (again) {
             again = (h->stood || round) && wait_for_more(e, until);
@@ -335,14 +358,23 @@ static bool grows(const struct eng_heal *h)
     return dl_now_ns() - h->formed_ns >= rest && anyone_back(h);
 }
 
-int eng_heal_ready(dl_engine *e)
+/* Somebody has gone since the last batch, while nothing was expected of him. */
+static bool shrinks(dl_engine *e)
+{
+    if (!e->cluster || !eng_cluster_look(e->cluster))
+        return false;
+    eng_heal_between(e);
+    return true;
+}
+
+static int ready(dl_engine *e, bool in_pause)
 {
     struct eng_heal *h = e->heal;
     if (!h)
         return DL_OK;
     if (e->formed)
         h->unknowns = 0; /* the batch before went well */
-    if (e->formed && !grows(h))
+    if (e->formed && !(in_pause && shrinks(e)) && !grows(h))
         return DL_OK;
     tell(e, DL_HEALTH_HEALING);
     eng_unform(e, DL_OK, "");
@@ -351,12 +383,17 @@ int eng_heal_ready(dl_engine *e)
     return err;
 }
 
+int eng_heal_ready(dl_engine *e)
+{
+    return ready(e, dl_now_ns() - e->batch_ns > PAUSE_NS);
+}
+
 int dl_engine_tend(dl_engine *e)
 {
     const struct eng_heal *h = e->heal;
     if (h && h->down && dl_now_ns() - h->tried_ns < AGAIN_NS && !anyone_back(h))
         return DL_EPEER; /* as was said */
-    return eng_heal_ready(e);
+    return ready(e, true);
 }
 
 /* -------------------------------------------------------------------------------------------- create, destroy */

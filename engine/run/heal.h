@@ -20,6 +20,10 @@ uint32_t eng_heal_number(const dl_engine *e, int node);
 
 /* Somebody failed: the first to be named since the last time all was well is kept. node < 0: nobody knows who. DL_EPEER: it is lost. */
 void eng_heal_fault(dl_engine *e, int node, int code, const char *phase, const char *why);
+/* That was not in a step but between two: what eng_heal_ready will do about it. */
+void eng_heal_between(dl_engine *e);
+/* While the engine is formed: all whom it is formed with are there and have room for their shares, so that the log can say how it goes on. */
+void eng_heal_planned(dl_engine *e);
 /* A node that has not memory enough: its next share is smaller. */
 void eng_heal_memory(dl_engine *e, int node, double need, double avail);
 

@@ -276,7 +276,9 @@ static int give_up(dl_engine *e, int err, bool running)
 int eng_give_up(dl_engine *e, int err)
 {
     e->bad_exchange = 0;
-    return give_up(e, err, false);
+    err = give_up(e, err, false);
+    eng_heal_between(e);
+    return err;
 }
 
 static int run_batch(dl_engine *e, const struct dl_step_item *items, uint32_t n_items)
@@ -292,6 +294,7 @@ static int run_batch(dl_engine *e, const struct dl_step_item *items, uint32_t n_
         return give_up(e, err, true);
     eng_lanes_learn(&e->lanes, e->batch.n_tokens, e->batch.cut, dl_now_ns() - start);
     err = eng_logits_collect(e);
+    e->batch_ns = dl_now_ns();
     return err ? give_up(e, err, false) : DL_OK;
 }
 
