@@ -21,6 +21,7 @@ struct heal {
     struct dl_loopback_faults faults; /* of the first cluster, and of those after it while again > 0 */
     int again, connects, stop_at, polls;
     bool dies_for_good;
+    uint32_t forgiven_ms;
     int errs[N_MOST]; /* the last of each worker's */
     enum dl_health states[64];
     int n_states;
@@ -111,7 +112,8 @@ static inline int heal_start(struct heal *h, struct dl_engine_opts o)
                                    .stop = heal_stop,
                                    .changed = heal_changed,
                                    .ud = h,
-                                   .patience_ms = 300};
+                                   .patience_ms = 300,
+                                   .forgiven_ms = h->forgiven_ms};
     o.model = h->r.model;
     o.devices = &h->r.dev;
     o.n_devices = 1;

@@ -278,6 +278,58 @@ static void less_for_the_small_one(void **state)
     rig_log_end();
 }
 
+static void one_token(struct heal *h, dl_session *s, int i)
+{
+    struct dl_step_item item = {.session = s, .tokens = &want[i], .n = 1, .want = DL_WANT_BEST};
+    assert_int_equal(dl_engine_step(h->r.engine, &item, 1), 0);
+    if (i + 1 < N_GEN)
+        assert_int_equal(item.top[0].id, want[i + 1]);
+}
+
+/* A worker without memory for any share is asked again after a while, seldom while that does not help, and at once when it was
+ * started anew; the others compute meanwhile. */
+static void asked_again_when_it_may_have_more(void **state)
+{
+    (void)state;
+    struct heal h;
+    dl_session *s;
+    struct dl_step_item item = {.want = DL_WANT_BEST};
+    healthy(NULL);
+    heal_open(&h, NULL, 3);
+    h.forgiven_ms = 2000;
+    h.r.workers[2].opts.memory = 1000;
+    rig_log_begin();
+    assert_int_equal(heal_start(&h, rig_opts()), 0);
+    assert_int_equal(h.health.n_nodes, 2);
+    assert_int_equal(dl_session_create(h.r.engine, &s), 0);
+    assert_int_equal(dl_session_feed(s, h.r.prompt, RIG_PROMPT, NULL, NULL, &item), 0);
+    const int first = h.connects;
+    h.answers[1] = true;
+    one_token(&h, s, 0);
+    assert_int_equal(h.connects, first);
+    dl_sleep_ns(21 * S / 10);
+    one_token(&h, s, 1); /* now, and in vain */
+    const int second = h.connects;
+    if (second == first || h.health.n_nodes != 2 || root_lines() != 2)
+        fail_msg("%d after %d times, on %u nodes: %s", second, first, h.health.n_nodes, rig_logged.text.v);
+    dl_sleep_ns(21 * S / 10);
+    one_token(&h, s, 2);
+    assert_int_equal(h.connects, second); /* twice as long is not over yet */
+    h.answers[1] = false;
+    one_token(&h, s, 3);
+    h.answers[1] = true;
+    h.r.workers[2].opts.memory = 0;
+    one_token(&h, s, 4);
+    if (h.connects != second + 1 || h.health.state != DL_HEALTH_READY)
+        fail_msg("on %u nodes: %s", h.health.n_nodes, rig_logged.text.v);
+    assert_true(rig_log_has("node 2 is back: going on with 3 of 3 nodes"));
+    assert_int_equal(root_lines(), 3);
+    dl_session_destroy(&s);
+    heal_end(&h);
+    heal_close(&h);
+    rig_log_end();
+}
+
 /* No node holds more than its share: not even the one that has the file. */
 static void the_root_holds_its_share(void **state)
 {
@@ -298,9 +350,13 @@ static void the_root_holds_its_share(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(sessions_and_rows),        cmocka_unit_test(a_device_that_breaks),
-        cmocka_unit_test(a_node_that_stops),        cmocka_unit_test(what_is_left_is_too_small),
-        cmocka_unit_test(stopped_while_it_waits),   cmocka_unit_test(less_for_the_small_one),
+        cmocka_unit_test(sessions_and_rows),
+        cmocka_unit_test(a_device_that_breaks),
+        cmocka_unit_test(a_node_that_stops),
+        cmocka_unit_test(what_is_left_is_too_small),
+        cmocka_unit_test(stopped_while_it_waits),
+        cmocka_unit_test(less_for_the_small_one),
+        cmocka_unit_test(asked_again_when_it_may_have_more),
         cmocka_unit_test(the_root_holds_its_share),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

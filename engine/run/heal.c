@@ -14,8 +14,10 @@
 
 #define SECOND_NS UINT64_C(1000000000)
 #define DEFAULT_PATIENCE_MS 15000u
-#define FORGIVEN_NS (60 * SECOND_NS) /* without a fault this long, the next one counts as the first */
-#define LONGEST_LEAVE 6u             /* left out for at most 2^this seconds */
+#define DEFAULT_FORGIVEN_MS 60000u
+#define MOST_DROPS 4u           /* who lacks memory is asked again after at most 2^this times that */
+#define SEEN_NS (2 * SECOND_NS) /* who was free less than this ago and is not has gone, or works for another root */
+#define LONGEST_LEAVE 6u        /* left out for at most 2^this seconds */
 #define REST_NS \
     (2 * SECOND_NS)   /* a cluster computes at least this long before it is formed anew for one that is back ... */
 #define REST_TIMES 4u /* ... and this many times as long as forming it took */
@@ -30,9 +32,10 @@
 struct eng_member {
     char name[160];            /* "node 2 (10.0.0.7:9990)" */
     double share, first_share; /* now, and before it turned out to lack memory */
-    unsigned faults;
-    uint64_t fault_ns, not_before_ns;
-    bool is_in, was_in; /* now, and when the log last said who is */
+    unsigned faults, drops;    /* drops: how often it had not even memory for LEAST_SHARE, since it last was in */
+    uint64_t fault_ns, not_before_ns, seen_ns; /* seen_ns: free, since it was dropped */
+    bool went;                                 /* it was not any more, since then: something there has changed */
+    bool is_in, was_in;                        /* now, and when the log last said who is */
 };
 
 struct eng_heal {
@@ -41,6 +44,7 @@ struct eng_heal {
     bool *wanted;
     uint32_t *who; /* (n_workers): the worker behind node i + 1 */
     double root_share;
+    uint64_t forgiven_ns; /* without a fault this long, the next one counts as the first */
     bool shares_given;
     bool stood;      /* it was whole once */
     bool down;       /* and the last attempt at that has failed */
@@ -148,6 +152,16 @@ void eng_heal_memory(dl_engine *e, int node, double need, double avail)
         m->share = 0;
 }
 
+/* Without memory for any share of use it is asked again later, for its first one, each time after twice as long: that disturbs those who
+ * compute. */
+static void drop(struct eng_member *m, uint64_t until_ns)
+{
+    m->not_before_ns = until_ns;
+    m->drops++;
+    m->seen_ns = 0;
+    m->went = false;
+}
+
 /* The next time, and what it costs the one who did it. Who was lost in a step is let wait; between steps nobody knows when that was, and it
  * may have been started again since: it is asked at once, but not again and again. */
 static void punish(struct eng_heal *h, bool in_step)
@@ -159,11 +173,13 @@ static void punish(struct eng_heal *h, bool in_step)
         return;
     }
     struct eng_member *m = &h->members[h->faulty];
-    m->faults = now - m->fault_ns > FORGIVEN_NS ? 1 : m->faults + 1;
+    m->faults = now - m->fault_ns > h->forgiven_ns ? 1 : m->faults + 1;
     m->fault_ns = now;
     if (h->code == DL_ELIMIT || h->code == DL_ENOMEM) {
-        if (m->share == 0 || m->faults > 2 * LONGEST_LEAVE)
-            m->not_before_ns = now + FORGIVEN_NS;
+        if (m->share == 0)
+            drop(m, now + (h->forgiven_ns << DL_MIN(m->drops, MOST_DROPS)));
+        else if (m->faults > 2 * LONGEST_LEAVE)
+            m->not_before_ns = now + h->forgiven_ns;
         return;
     }
     if (h->code == DL_EPEER) /* it may come back with more memory */
@@ -215,8 +231,12 @@ void eng_heal_between(dl_engine *e)
 static void choose(struct eng_heal *h)
 {
     uint64_t now = dl_now_ns();
-    for (uint32_t w = 0; w < h->how.n_workers; w++)
-        h->wanted[w] = now >= h->members[w].not_before_ns && h->members[w].share > 0;
+    for (uint32_t w = 0; w < h->how.n_workers; w++) {
+        struct eng_member *m = &h->members[w];
+        h->wanted[w] = now >= m->not_before_ns;
+        if (h->wanted[w] && m->share == 0)
+            m->share = m->first_share;
+    }
 }
 
 static void name_members(struct eng_heal *h, const dl_transport *t)
@@ -253,19 +273,35 @@ void eng_heal_planned(dl_engine *e)
     }
 }
 
+/* Who lacked memory, went and is there again was started anew, or has done another root's work: now it may have more. */
+static void look_for_change(struct eng_member *m, bool is_free, uint64_t now)
+{
+    m->went = m->went || (!is_free && m->seen_ns && now - m->seen_ns < SEEN_NS);
+    if (m->went && is_free) {
+        m->not_before_ns = now;
+        m->went = false;
+    }
+    m->seen_ns = is_free ? now : 0;
+}
+
 static bool knows_back(const struct eng_heal *h, uint32_t w)
 {
-    const struct eng_member *m = &h->members[w];
-    return !m->is_in && m->share > 0 && dl_now_ns() >= m->not_before_ns && h->how.is_back &&
-           h->how.is_back(h->how.ud, w);
+    struct eng_member *m = &h->members[w];
+    const uint64_t now = dl_now_ns();
+    if (m->is_in || !h->how.is_back || (now < m->not_before_ns && !m->drops))
+        return false;
+    const bool is_free = h->how.is_back(h->how.ud, w);
+    if (m->drops)
+        look_for_change(m, is_free, now);
+    return is_free && now >= m->not_before_ns;
 }
 
 static bool anyone_back(const struct eng_heal *h)
 {
+    bool any = false;
     for (uint32_t w = 0; w < h->how.n_workers; w++)
-        if (knows_back(h, w))
-            return true;
-    return false;
+        any = knows_back(h, w) || any;
+    return any;
 }
 
 /* Those that are there cannot hold the model: is it worth waiting for the others? */
@@ -339,6 +375,8 @@ static int form_again(dl_engine *e)
         if (!again)
             return give_up(e, err);
     }
+    for (uint32_t w = 0; w < h->how.n_workers; w++)
+        h->members[w].drops = h->members[w].is_in ? 0 : h->members[w].drops;
     h->formed_ns = dl_now_ns();
     h->took_ns = h->formed_ns - begun;
     h->stood = true;
@@ -407,6 +445,7 @@ int eng_heal_create(dl_engine *e, const struct dl_cluster *how)
     const uint32_t n = how->n_workers;
     h->how = *how;
     h->how.patience_ms = how->patience_ms ? how->patience_ms : DEFAULT_PATIENCE_MS;
+    h->forgiven_ns = (uint64_t)(how->forgiven_ms ? how->forgiven_ms : DEFAULT_FORGIVEN_MS) * 1000000u;
     h->members = dl_calloc((size_t)n + 1, sizeof *h->members);
     h->wanted = dl_calloc((size_t)n + 1, sizeof *h->wanted);
     h->who = dl_calloc((size_t)n + 1, sizeof *h->who);

@@ -60,6 +60,9 @@ struct dl_cluster {
     void (*changed)(void *ud, const struct dl_engine_health *now); /* for those who cannot ask meanwhile. May be NULL */
     void *ud;
     uint32_t patience_ms; /* how long lost workers are waited for where the others cannot hold the model; 0: 15000 */
+    /* A fault is forgotten after this long, and a worker that had not memory for a share of any use is asked again, unless is_back saw
+     * it go and come before; each time that it still has not, after twice as long (up to 16 times). 0: 60000. */
+    uint32_t forgiven_ms;
 };
 
 /* How nodes add up their partial sums: all to all at once, the same in two halves of which one travels while the other is computed, in two
