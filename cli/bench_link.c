@@ -112,7 +112,7 @@ static int measure(struct link *b, struct cli_engine *e)
         return err;
     dl_key_forget(&key);
     memset(wanted, 1, sizeof wanted);
-    err = cli_cluster_open(b->o, &e->workers, e->devices[0], &e->cluster);
+    err = cli_cluster_open(b->o, &e->workers, &e->devices[0], &e->cluster);
     const struct dl_cluster *how = cli_cluster_how(e->cluster);
     if (!err)
         err = how->connect(how->ud, wanted, true, who, &t);

@@ -105,11 +105,10 @@ int cli_key(const struct cli_opts *o, struct dl_key *key, bool *has);
 #define CLI_ABOUT 192
 void cli_tcp_opts(const struct cli_opts *o, const struct dl_key *key, const dl_device *dev, char about[CLI_ABOUT],
                   struct dl_tcp_opts *out);
-/* The root's way to its workers, for dl_engine_opts.cluster, and a watch on those that are missing. Ctrl-C ends its waiting. `w` outlives
- * it; closed after the engine. */
+/* The root's way to its workers, for dl_engine_opts.cluster, and a watch on those that are missing. Ctrl-C ends its waiting. A GPU in *dev
+ * that is lost is closed, and the CPU takes its place. o, w and dev outlive it; closed after the engine. */
 struct cli_cluster;
-int cli_cluster_open(const struct cli_opts *o, const struct cli_workers *w, const dl_device *dev,
-                     struct cli_cluster **out);
+int cli_cluster_open(const struct cli_opts *o, const struct cli_workers *w, dl_device **dev, struct cli_cluster **out);
 /* Hears of all changes to its health. Before the engine is made. */
 void cli_cluster_tell(struct cli_cluster *c, void (*changed)(void *ud, const struct dl_engine_health *now), void *ud);
 const struct dl_cluster *cli_cluster_how(const struct cli_cluster *c);
@@ -161,8 +160,10 @@ int cli_choose_devices(const struct cli_opts *o, struct cli_engine *e);
 /* Everything: model (the demo without one), tokenizer, devices, engine. ctx: where --ctx is not given and the model knows
  * as many, 0: the engine's default; max_out 0: likewise. */
 int cli_load(const struct cli_opts *o, uint32_t ctx, uint32_t max_out, struct cli_engine *e);
+/* In the place of a GPU that failed, which is closed, and logged. DL_EDEVICE (not logged) when it is none. */
+int cli_cpu_instead(const struct cli_opts *o, dl_device **dev);
 /* After a GPU failed: the same model and context on the CPU, in place; sessions are destroyed before. DL_EDEVICE when there was
- * no GPU, and in a cluster. */
+ * no GPU, and in a cluster, which does that by itself. */
 int cli_fall_back(const struct cli_opts *o, struct cli_engine *e);
 void cli_unload(struct cli_engine *e);
 

@@ -67,7 +67,9 @@ void cli_tcp_opts(const struct cli_opts *o, const struct dl_key *key, const dl_d
 }
 
 struct cli_cluster {
+    const struct cli_opts *o;
     const struct cli_workers *workers;
+    dl_device **dev; /* the root's */
     struct dl_key key;
     bool has_key;
     char about[CLI_ABOUT];
@@ -95,6 +97,23 @@ static bool is_back(void *ud, uint32_t worker)
     return dl_tcp_watch_free(c->watch, (int)worker);
 }
 
+static void introduce(struct cli_cluster *c)
+{
+    cli_tcp_opts(c->o, c->has_key ? &c->key : NULL, *c->dev, c->about, &c->tcp);
+    c->tcp.retry_ms = RETRY_MS;
+}
+
+static int replace(void *ud, dl_device **dev)
+{
+    struct cli_cluster *c = ud;
+    int err = cli_cpu_instead(c->o, c->dev);
+    if (err)
+        return err;
+    introduce(c);
+    *dev = *c->dev;
+    return DL_OK;
+}
+
 static void pass_on(void *ud, const struct dl_engine_health *now)
 {
     const struct cli_cluster *c = ud;
@@ -108,21 +127,22 @@ void cli_cluster_tell(struct cli_cluster *c, void (*changed)(void *ud, const str
     c->changed_ud = ud;
 }
 
-int cli_cluster_open(const struct cli_opts *o, const struct cli_workers *w, const dl_device *dev,
-                     struct cli_cluster **out)
+int cli_cluster_open(const struct cli_opts *o, const struct cli_workers *w, dl_device **dev, struct cli_cluster **out)
 {
     struct cli_cluster *c = *out = dl_xcalloc(1, sizeof *c);
+    c->o = o;
     c->workers = w;
+    c->dev = dev;
     int err = cli_key(o, &c->key, &c->has_key);
     if (err)
         return err;
-    cli_tcp_opts(o, c->has_key ? &c->key : NULL, dev, c->about, &c->tcp);
-    c->tcp.retry_ms = RETRY_MS;
+    introduce(c);
     c->how = (struct dl_cluster){.n_workers = w->n,
                                  .connect = connect_workers,
                                  .is_back = is_back,
                                  .stop = cli_interrupted,
                                  .changed = pass_on,
+                                 .replace = replace,
                                  .ud = c};
     return dl_tcp_watch_open((const char *const *)w->v, (int)w->n, &c->tcp, &c->watch);
 }

@@ -125,7 +125,7 @@ static int measure_workers(const struct cli_opts *o, struct cli_plan *p)
     char file[512];
     uint32_t who[CLI_MAX_WORKERS];
     dl_transport *t = NULL;
-    int err = cli_cluster_open(o, &p->e.workers, p->e.devices[0], &p->e.cluster);
+    int err = cli_cluster_open(o, &p->e.workers, &p->e.devices[0], &p->e.cluster);
     if (err)
         return err;
     const struct dl_cluster *how = cli_cluster_how(p->e.cluster);

@@ -22,6 +22,7 @@ struct heal {
     int again, connects, stop_at, polls;
     bool dies_for_good;
     uint32_t forgiven_ms;
+    int spares;       /* devices for the root, once its own has failed */
     int errs[N_MOST]; /* the last of each worker's */
     enum dl_health states[64];
     int n_states;
@@ -89,6 +90,18 @@ static inline void heal_changed(void *ud, const struct dl_engine_health *now)
     h->health = *now;
 }
 
+static inline int heal_replace(void *ud, dl_device **dev)
+{
+    struct heal *h = ud;
+    assert_ptr_equal(*dev, h->r.dev);
+    if (!h->spares)
+        return DL_EDEVICE;
+    h->spares--;
+    dl_device_close(dev);
+    *dev = h->r.dev = rig_cpu();
+    return DL_OK;
+}
+
 static inline void heal_open(struct heal *h, const char *path, int n)
 {
     *h = (struct heal){0};
@@ -111,6 +124,7 @@ static inline int heal_start(struct heal *h, struct dl_engine_opts o)
                                    .is_back = heal_is_back,
                                    .stop = heal_stop,
                                    .changed = heal_changed,
+                                   .replace = heal_replace,
                                    .ud = h,
                                    .patience_ms = 300,
                                    .forgiven_ms = h->forgiven_ms};

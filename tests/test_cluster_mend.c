@@ -128,14 +128,58 @@ static void a_node_that_stops(void **state)
     rig_log_end();
 }
 
+/* The root's device is lost, at any of its submits: another one takes its place and the text goes on, with all nodes. Without another one the
+ * step fails; the engine lives. */
+static void the_roots_device_breaks(void **state)
+{
+    (void)state;
+    struct heal h;
+    healthy(NULL);
+    heal_open(&h, NULL, 3);
+    int lives = 0;
+    for (uint64_t at = 1;; at += lives < 12 ? 1 : 7) {
+        rig_log_begin();
+        rig_fault_begin(h.r.dev);
+        h.spares = 1;
+        rig_fault_at(at, 0);
+        assert_int_equal(heal_start(&h, rig_opts()), 0);
+        int err = life(h.r.engine, h.r.prompt, got, got_row);
+        const bool broke = !h.spares;
+        if (err || h.connects != 1 + broke || root_lines() != broke ||
+            h.health.state != DL_HEALTH_READY || memcmp(got, want, sizeof want) != 0)
+            fail_msg("submit %d: %s, %d connections: %s", (int)at, dl_err_name(err), h.connects, rig_logged.text.v);
+        assert_true(rig_nmse(got_row, want_row, 300) < 1e-6);
+        heal_end(&h);
+        rig_log_end();
+        if (!broke)
+            break;
+        lives++;
+    }
+    printf("the root's device broke %d times, none of the texts\n", lives);
+    assert_true(lives > 12);
+    rig_log_begin();
+    rig_fault_at(2, 0);
+    h.spares = 0;
+    assert_int_equal(heal_start(&h, rig_opts()), 0);
+    assert_int_equal(life(h.r.engine, h.r.prompt, got, got_row), DL_EDEVICE);
+    assert_int_equal(life(h.r.engine, h.r.prompt, got, got_row), 0); /* it has not broken for good */
+    assert_memory_equal(got, want, sizeof want);
+    assert_int_equal(root_lines(), 1);
+    rig_fault_end(h.r.dev);
+    heal_end(&h);
+    heal_close(&h);
+    rig_log_end();
+}
+
 /* Only so much memory on a device, as its driver would say it. */
 static const struct dl_device_fns *true_fns;
 static uint64_t room, refused_bytes;
+static int refusal = DL_ELIMIT;
 static int scarce_create(dl_device *dev, const struct dl_buf_desc *desc, dl_buf **out)
 {
     if (room && desc->use == DL_BUF_ACT && desc->bytes > room) {
         refused_bytes = desc->bytes;
-        return dl_fail(DL_ELIMIT, "test: no room for %s", desc->name);
+        return dl_fail(refusal, "test: no room for %s", desc->name);
     }
     return true_fns->buf_create(dev, desc, out);
 }
@@ -195,6 +239,38 @@ static void what_is_left_is_too_small(void **state)
     dl_session_destroy(&s);
     heal_end(&h);
     h.r.dev->fns = true_fns;
+    heal_close(&h);
+    rig_log_end();
+}
+
+/* A worker is lost, and when the engine is formed without it, the root's device turns out to be lost, too. */
+static void both_at_once(void **state)
+{
+    (void)state;
+    struct heal h;
+    healthy(NULL);
+    heal_open(&h, NULL, 3);
+    true_fns = h.r.dev->fns;
+    struct dl_device_fns scarce = *true_fns;
+    scarce.buf_create = scarce_create;
+    h.r.dev->fns = &scarce;
+    h.faults = (struct dl_loopback_faults){.die_node = 2, .die_after = 6};
+    h.dies_for_good = true;
+    h.spares = 1;
+    rig_log_begin();
+    room = 0;
+    assert_int_equal(heal_start(&h, rig_opts()), 0);
+    room = 1;
+    refusal = DL_EDEVICE;
+    assert_int_equal(life(h.r.engine, h.r.prompt, got, got_row), 0);
+    assert_memory_equal(got, want, sizeof want);
+    assert_int_equal(h.spares, 0);
+    assert_int_equal(h.health.state, DL_HEALTH_DEGRADED);
+    if (root_lines() != 2 || !rig_log_has("node 2 lost in step 2: ") || !rig_log_has("; going on with 2 of 3 nodes\n"))
+        fail_msg("%s", rig_logged.text.v);
+    room = 0;
+    refusal = DL_ELIMIT;
+    heal_end(&h);
     heal_close(&h);
     rig_log_end();
 }
@@ -353,6 +429,8 @@ int main(void)
         cmocka_unit_test(sessions_and_rows),
         cmocka_unit_test(a_device_that_breaks),
         cmocka_unit_test(a_node_that_stops),
+        cmocka_unit_test(the_roots_device_breaks),
+        cmocka_unit_test(both_at_once),
         cmocka_unit_test(what_is_left_is_too_small),
         cmocka_unit_test(stopped_while_it_waits),
         cmocka_unit_test(less_for_the_small_one),

@@ -237,6 +237,42 @@ static void a_worker_is_stopped(void **state)
     workers_end(&c);
 }
 
+/* The CPU takes the place of the root's GPU, the workers stay, the text goes on. */
+static void the_roots_gpu_is_lost(void **state)
+{
+    (void)state;
+    NEED_ALL();
+    NEED_GPU();
+    struct workers c;
+    static const struct {
+        const char *after, *split;
+    } when[] = {{"2", "auto"}, {"3", "1:1:1"}, {"200", "1:1:1"}}; /* measuring itself, in the prompt, in the answer */
+    workers_start(&c, 2);
+    for (size_t i = 0; i < DL_COUNT_OF(when); i++) {
+        struct proc root;
+        setenv("DLLAMA_VK_LOSE_AFTER", when[i].after, 1);
+        proc_start(&root, (const char *const[]){"run",       model,         "-p",       "Once",     "-n",        "60",
+                                                "--ctx",     "4096",        "--temp",   "0",        "--wire",    "f32",
+                                                "--threads", "1",           "--device", "vulkan:0", "--workers", c.list,
+                                                "--split",   when[i].split, NULL});
+        unsetenv("DLLAMA_VK_LOSE_AFTER");
+        proc_wait(&root);
+        if (root.status)
+            fail_msg("status %d: %s", root.status, root.err);
+        same_text(&root);
+        size_t at = proc_says(&root, 0, ": the device was lost (");
+        at = proc_says(&root, at, "going on with cpu (");
+        (void)proc_says(&root, at, "60 generated");
+        assert_int_equal(count(root.err, "going on with "),
+                         1); /* a line about what was lost, a line about what is there */
+        assert_null(strstr(root.err, "warning: node"));
+        proc_free(&root);
+        worker_is_free(&c, 0);
+        worker_is_free(&c, 1);
+    }
+    workers_end(&c);
+}
+
 /* ------------------------------------------------------------------------------------------------- a cut link */
 
 /* Passes bytes on between whoever connects and one worker, until it is cut: then nothing moves any more, and nobody is told. */
@@ -494,6 +530,7 @@ int main(void)
         cmocka_unit_test(a_worker_is_killed_in_the_prompt),
         cmocka_unit_test(a_worker_is_killed_while_loading),
         cmocka_unit_test(a_worker_is_stopped),
+        cmocka_unit_test(the_roots_gpu_is_lost),
         cmocka_unit_test(a_link_is_cut),
         cmocka_unit_test(the_root_is_killed_while_loading),
         cmocka_unit_test(roots_that_crash),

@@ -99,6 +99,36 @@ static void workers_go_between_answers(void **state)
     workers_end(&c);
 }
 
+/* A client whose server loses its GPU sees a pause, too. */
+static void its_gpu_is_lost(void **state)
+{
+    (void)state;
+    NEED_BIN();
+    NEED_GPU();
+    NEED_DATA(model, "models/stories260K.gguf");
+    struct workers c;
+    struct served s;
+    char why[400], *want, *got;
+    SERVE(&s, model, "--device", "cpu", "--threads", "1", "--ctx", "512");
+    want = ask(s.port, "/v1/completions", "{\"prompt\":\"Once\",\"max_tokens\":40,\"temperature\":0}");
+    served_stop(&s, 20000);
+    workers_start(&c, 1);
+    setenv("DLLAMA_VK_LOSE_AFTER", "100", 1);
+    SERVE(&s, model, "--device", "vulkan:0", "--ctx", "512", "--wire", "f32", "--workers", c.list, "--split", "1:1");
+    unsetenv("DLLAMA_VK_LOSE_AFTER");
+    for (int i = 0; i < 2; i++) {
+        got = ask(s.port, "/v1/completions", "{\"prompt\":\"Once\",\"max_tokens\":40,\"temperature\":0}");
+        assert_string_equal(got, want);
+        free(got);
+    }
+    (void)served_says(&s, ": the device was lost (");
+    (void)served_says(&s, "going on with cpu (");
+    assert_int_equal(health(s.port, why, sizeof why), 200);
+    free(want);
+    served_stop(&s, 20000);
+    workers_end(&c);
+}
+
 /* ------------------------------------------------------------------------------------------------- sampling */
 
 #define TEXT "/v1/completions"
@@ -184,6 +214,6 @@ static void the_same_draws_as_alone(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {SERVE_TEST(a_client_sees_a_pause), SERVE_TEST(workers_go_between_answers),
-                                       SERVE_TEST(the_same_draws_as_alone)};
+                                       SERVE_TEST(its_gpu_is_lost), SERVE_TEST(the_same_draws_as_alone)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -200,9 +200,25 @@ static bool excusable(const struct eng_heal *h)
     return memory ? !h->shares_given : h->code != DL_EUNSUP && h->code != DL_EINVAL && h->code != DL_EFORMAT;
 }
 
+/* The root's own device is of no use any more. The engine is in pieces, and has nothing on it. */
+static bool replaces_device(dl_engine *e)
+{
+    const struct eng_heal *h = e->heal;
+    dl_device *dev = e->nodes[0].dev;
+    if (!h->how.replace || h->how.replace(h->how.ud, &dev))
+        return false;
+    e->nodes[0] = (struct eng_node){.dev = dev};
+    return true;
+}
+
 bool eng_heal_again(dl_engine *e, int err, unsigned attempt)
 {
     struct eng_heal *h = e->heal;
+    if (h && !h->noted && (err == DL_EDEVICE || err == DL_ENOMEM) && attempt + 1 < MOST_ATTEMPTS &&
+        replaces_device(e)) {
+        tell(e, DL_HEALTH_HEALING);
+        return true;
+    }
     if (!h || !h->noted || err == DL_ECANCELED)
         return false;
     punish(h, true);
@@ -368,7 +384,7 @@ static int form_again(dl_engine *e)
         if (again && h->noted && !h->charged) {
             punish(h, true);
             again = excusable(h);
-        } else if (again) {
+        } else if (again && !(err == DL_EDEVICE && replaces_device(e))) {
             again = (h->stood || round) && wait_for_more(e, until);
             err = again ? err : eng_heal_stop(e) ? DL_ECANCELED : err;
         }

@@ -58,6 +58,9 @@ struct dl_cluster {
     bool (*is_back)(void *ud, uint32_t worker);
     bool (*stop)(void *ud); /* polled while nodes are waited for: true ends that with DL_ECANCELED. May be NULL */
     void (*changed)(void *ud, const struct dl_engine_health *now); /* for those who cannot ask meanwhile. May be NULL */
+    /* The root's own device has failed for good, as the log knows: puts another one in its place, which is logged, and closes it; nothing of
+     * the engine's is on it any more. DL_EDEVICE (not logged) where there is none. NULL: likewise; then the step fails. */
+    int (*replace)(void *ud, dl_device **dev);
     void *ud;
     uint32_t patience_ms; /* how long lost workers are waited for where the others cannot hold the model; 0: 15000 */
     /* A fault is forgotten after this long, and a worker that had not memory for a share of any use is asked again, unless is_back saw
@@ -199,8 +202,8 @@ enum dl_want { DL_WANT_NONE, DL_WANT_LAST, DL_WANT_ALL, DL_WANT_BEST, DL_WANT_TO
  *
  * With a transport, the engine is then good for nothing but to be destroyed. With a dl_cluster, it does not come to that: the nodes that are
  * left, or those that are back, get new slices, the sessions of this step are evaluated again, and the step goes on; one line in the
- * log says so. Only when that does not work does the step fail, after a line that says why; the next step tries again. A node that is
- * missing is taken in again at the beginning of a step. */
+ * log says so. So it goes on, too, when the root's own device fails and there is another one. Only when that does not work does the step
+ * fail, after a line that says why; the next step tries again. A node that is missing is taken in again at the beginning of a step. */
 struct dl_step_item {
     dl_session *session;
     const int32_t *tokens;
