@@ -78,7 +78,7 @@ int cli_rig_time_plan(struct cli_rig *r, struct cli_rig_time *out);
 /* What a device can do at most, measured: reads bytes per second, and arithmetic in its own matrix products, by the type of the weights (0:
  * not asked for). */
 struct cli_ceiling {
-    double bytes_per_s, flop_per_s[DL_TYPE_COUNT];
+    double bytes_per_s, flop_per_s[DL_WEIGHT_TYPES];
 };
 int cli_bench_ceiling(dl_device *dev, bool arithmetic, struct cli_ceiling *out);
 

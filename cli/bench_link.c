@@ -84,10 +84,8 @@ static int find_sizes(struct link *b, const dl_model *m)
 {
     const struct dl_model_header *h = dl_model_header(m);
     uint64_t row = 0;
-    if (!dl_row_bytes(b->wire, h->dim, &row)) {
-        b->wire = DL_F32; /* as a plan does */
-        row = (uint64_t)h->dim * sizeof(float);
-    }
+    b->wire = dl_wire_type(h, b->wire);
+    (void)dl_row_bytes(b->wire, h->dim, &row);
     b->n_layers = h->n_layers;
     b->tokens[b->n_tokens++] = 1;
     if (b->o->batch != 1)

@@ -84,7 +84,7 @@ static int print_row(struct cli_bench_out *out, const json_t *row)
 
 static double *peak(struct ops *b, const json_t *row)
 {
-    int type = DL_TYPE_COUNT - 1;
+    int type = DL_WEIGHT_TYPES - 1;
     while (type > 0 && strcmp(type_name((enum dl_type)type), cli_bench_text(row, "arithmetic")) != 0)
         type--;
     return &b->ceiling.flop_per_s[type];

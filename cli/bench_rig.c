@@ -423,7 +423,7 @@ int cli_bench_ceiling(dl_device *dev, bool arithmetic, struct cli_ceiling *out)
     *out = (struct cli_ceiling){0};
     if (dev->threads)
         out->bytes_per_s = dl_cpu_read_bandwidth(dev, 200);
-    for (int type = 0; type < DL_TYPE_COUNT && !err; type++) {
+    for (int type = 0; type < DL_WEIGHT_TYPES && !err; type++) {
         if (!dev->threads) { /* nothing reads faster than the best of its mat-vecs */
             err = time_product(dev, (enum dl_type)type, 4096, 4096, 1, true, &t);
             out->bytes_per_s = err ? 0 : DL_MAX(out->bytes_per_s, (double)t.memory_bytes * 1e9 / t.ns);

@@ -78,7 +78,7 @@ enum {
     X(WORKERS, 0, "workers", "HOST:PORT,...", STR, workers, 0, 0, CLI_ROOT,                                          \
       "machines to compute with, `dllama-vk worker` runs on each (default port 9990)")                               \
     X(WIRE, 0, "wire", "TYPE", STR, wire, 0, 0, CLI_ROOT,                                                            \
-      "precision between nodes: q80 (default), f16, f32; between devices f32")                                       \
+      "precision between nodes: q80 (default; finer for models with experts), f16, f32; between devices f32")        \
     X(COLLECTIVE, 0, "collective", "KIND", STR, collective, 0, 0, CLI_COMPUTE,                                       \
       "sums of all nodes: oneshot, halves (one is sent while the other is computed), rs (fewer bytes), auto")         \
     X(LISTEN, 0, "listen", "HOST:PORT", STR, listen, 0, 0, CLI_WORKER | CLI_SERVE,                                   \

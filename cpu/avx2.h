@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: MIT
  *
- * cpu/avx2.h: what the AVX2/FMA/F16C kernels share: loads of any alignment, row tails, sums, exp, the Q80 block.
+ * cpu/avx2.h: what the AVX2/FMA/F16C kernels share: loads of any alignment, row tails, sums, exp, the blocks of Q80 and Q120.
  * Only avx*.c and the like for ARM include it, and only those files are compiled for AVX2 (avxvnni*.c, avx512*.c: and more), with
  * contraction off: a product that is summed without _mm256_fmadd_ps is rounded first, as the exact ops demand. On ARM avx2*.c, but for
  * avx2_dot_q.c, are made of the words of AVX2 that neon.h has, and so give the same bits.
@@ -190,6 +190,26 @@ AVX2_INLINE __m256 avx2_q80_at(const uint8_t *row, uint32_t i)
     return _mm256_mul_ps(_mm256_cvtepi32_ps(q), avx2_scale(b));
 }
 
+/* The bf16 at p, which is the upper half of a float. */
+AVX2_INLINE float avx2_bf16(const void *p)
+{
+    uint16_t h;
+    memcpy(&h, p, sizeof h);
+    const uint32_t u = (uint32_t)h << 16;
+    return avx2_f32(&u);
+}
+
+/* Values i .. i + 7 of a Q120 row. i is a multiple of 8. */
+AVX2_INLINE __m256 avx2_q120_at(const uint8_t *row, uint32_t i)
+{
+    const uint8_t *b = row + (uint64_t)(i / DL_BLOCK) * sizeof(struct dl_q120);
+    __m256i q = _mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i *)(b + 2 + i % DL_BLOCK)));
+    __m256i low = _mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i *)(b + 2 + DL_BLOCK + i % 16)));
+    low = _mm256_and_si256(i % DL_BLOCK < 16 ? low : _mm256_srai_epi32(low, 4), _mm256_set1_epi32(15));
+    return _mm256_mul_ps(_mm256_cvtepi32_ps(_mm256_add_epi32(_mm256_slli_epi32(q, 4), low)),
+                         _mm256_set1_ps(avx2_bf16(b)));
+}
+
 #ifndef __aarch64__
 /* 32 integers within -128 .. 127 as bytes. */
 AVX2_INLINE void avx2_put_bytes(uint8_t *p, const __m256i q[4])
@@ -205,14 +225,28 @@ AVX2_INLINE __m256i avx2_load256(const void *p)
 }
 #endif
 
-/* One Q80 block of 32 values: bit for bit what dl_row_from_f32 writes, also for zeros, infinities and NaN. */
-AVX2_INLINE void avx2_q80_put(const __m256 v[4], uint8_t *p)
+/* The largest magnitude of 32 values. */
+AVX2_INLINE float avx2_amax(const __m256 v[4])
 {
     __m256 m = _mm256_max_ps(avx2_abs(v[0]), _mm256_setzero_ps()); /* a NaN leaves the maximum as it was */
     m = _mm256_max_ps(avx2_abs(v[1]), m);
     m = _mm256_max_ps(avx2_abs(v[2]), m);
     m = _mm256_max_ps(avx2_abs(v[3]), m);
-    float amax = avx2_max(m), d = amax / 127.0f;
+    return avx2_max(m);
+}
+
+/* v * scale as integers, within -most .. most, NaN as the least. */
+AVX2_INLINE void avx2_codes(const __m256 v[4], float scale, float most, __m256i q[4])
+{
+    __m256 k = _mm256_set1_ps(scale), lo = _mm256_set1_ps(-most), hi = _mm256_set1_ps(most);
+    for (int i = 0; i < 4; i++)
+        q[i] = _mm256_cvtps_epi32(_mm256_min_ps(_mm256_max_ps(_mm256_mul_ps(v[i], k), lo), hi));
+}
+
+/* One Q80 block of 32 values: bit for bit what dl_row_from_f32 writes, also for zeros, infinities and NaN. */
+AVX2_INLINE void avx2_q80_put(const __m256 v[4], uint8_t *p)
+{
+    float amax = avx2_amax(v), d = amax / 127.0f;
     __m128i d16 = _mm_cvtps_ph(_mm_min_ss(_mm_set_ss(d), _mm_set_ss(65504.0f)), _MM_FROUND_TO_NEAREST_INT);
     uint16_t scale = (uint16_t)_mm_extract_epi16(d16, 0);
     memcpy(p, &scale, sizeof scale);
@@ -221,11 +255,34 @@ AVX2_INLINE void avx2_q80_put(const __m256 v[4], uint8_t *p)
         memset(p + 2, 0, DL_BLOCK);
         return;
     }
-    __m256 k = _mm256_set1_ps(inv), lo = _mm256_set1_ps(-127.0f), hi = _mm256_set1_ps(127.0f);
     __m256i q[4];
-    for (int i = 0; i < 4; i++)
-        q[i] = _mm256_cvtps_epi32(_mm256_min_ps(_mm256_max_ps(_mm256_mul_ps(v[i], k), lo), hi));
+    avx2_codes(v, inv, 127.0f, q);
     avx2_put_bytes(p + 2, q);
+}
+
+/* One Q120 block, likewise. */
+AVX2_INLINE void avx2_q120_put(const __m256 v[4], uint8_t *p)
+{
+    const float amax = avx2_amax(v), up = amax * (1.0f / 2047.0f);
+    if (amax < 0x1p-100f) {
+        memset(p, 0, sizeof(struct dl_q120));
+        return;
+    }
+    const uint16_t d = (uint16_t)(((uint32_t)avx2_i32(&up) + 0xffffu) >> 16);
+    memcpy(p, &d, sizeof d);
+    __m256i q[4], high[4], low[4];
+    avx2_codes(v, 1.0f / avx2_bf16(p), 2047.0f, q);
+    for (int i = 0; i < 4; i++)
+        high[i] = _mm256_srai_epi32(q[i], 4);
+    avx2_put_bytes(p + 2, high);
+    for (int i = 0; i < 4; i++) { /* two nibbles, as a byte with a sign */
+        __m256i first = _mm256_and_si256(q[i & 1], _mm256_set1_epi32(15));
+        low[i] =
+            _mm256_srai_epi32(_mm256_slli_epi32(_mm256_add_epi32(first, _mm256_slli_epi32(q[2 + (i & 1)], 4)), 24), 24);
+    }
+    uint8_t bytes[DL_BLOCK];
+    avx2_put_bytes(bytes, low);
+    memcpy(p + 2 + DL_BLOCK, bytes, DL_BLOCK / 2);
 }
 
 /* f32 to f16 as dl_f32_to_f16 does it: every NaN becomes the one quiet NaN of its sign. */

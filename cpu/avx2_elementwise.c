@@ -60,6 +60,8 @@ AVX2_INLINE __m256 slice_at(enum dl_type type, const uint8_t *row, uint32_t c, u
         return get((const float *)(const void *)row + c, n);
     if (type == DL_Q80)
         return avx2_q80_at(row, c);
+    if (type == DL_Q120)
+        return avx2_q120_at(row, c);
     const uint8_t *p = row + 2 * (uint64_t)c;
     return _mm256_cvtph_ps(n >= 8 ? avx2_load128(p) : avx2_load_part16(p, n));
 }
@@ -203,7 +205,7 @@ cpu_kernel *cpu_avx2_pick_elementwise(const struct dl_op *op)
     case DL_OP_ADD:
         return add;
     case DL_OP_MERGE:
-        return op->src[1].type == DL_F32 || op->src[1].type == DL_F16 || op->src[1].type == DL_Q80 ? merge : NULL;
+        return op->src[1].type != DL_BF16 && op->src[1].type != DL_Q40 ? merge : NULL;
     case DL_OP_GLU:
         return op->dst.type == DL_Q80 ? glu_q80 : op->dst.type == DL_F32 ? glu_f32 : NULL;
     case DL_OP_MOE_SUM:

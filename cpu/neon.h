@@ -202,6 +202,10 @@ NEON_INLINE __m256i _mm256_sub_epi32(__m256i a, __m256i b)
 {
     return (__m256i){vsubq_s32(a.lo, b.lo), vsubq_s32(a.hi, b.hi)};
 }
+NEON_INLINE __m256i _mm256_and_si256(__m256i a, __m256i b)
+{
+    return (__m256i){vandq_s32(a.lo, b.lo), vandq_s32(a.hi, b.hi)};
+}
 NEON_INLINE int32x4_t neon_slli(int32x4_t a, int n)
 {
     return vreinterpretq_s32_u32(vreinterpretq_u32_s32(a) << n);
@@ -235,6 +239,11 @@ NEON_INLINE __m256i _mm256_cvtepi8_epi32(__m128i a)
 {
     int16x8_t v = vmovl_s8(vget_low_s8(vreinterpretq_s8_s32(a)));
     return (__m256i){vmovl_s16(vget_low_s16(v)), vmovl_high_s16(v)};
+}
+NEON_INLINE __m256i _mm256_cvtepu8_epi32(__m128i a)
+{
+    uint16x8_t v = vmovl_u8(vget_low_u8(vreinterpretq_u8_s32(a)));
+    return (__m256i){vreinterpretq_s32_u32(vmovl_u16(vget_low_u16(v))), vreinterpretq_s32_u32(vmovl_high_u16(v))};
 }
 NEON_INLINE __m256i _mm256_cvtepu16_epi32(__m128i a)
 {

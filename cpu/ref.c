@@ -222,8 +222,7 @@ cpu_kernel *cpu_ref_pick(const struct dl_op *op)
     case DL_OP_ADD:
         return f32 ? cpu_ref_add : NULL;
     case DL_OP_MERGE:
-        return a->type == DL_F32 && d->type == DL_F32 && (f32_or(b->type, DL_F16) || b->type == DL_Q80) ? cpu_ref_merge
-                                                                                                        : NULL;
+        return a->type == DL_F32 && d->type == DL_F32 && b->type != DL_BF16 && b->type != DL_Q40 ? cpu_ref_merge : NULL;
     case DL_OP_GATHER_ROWS:
         return f32 ? cpu_ref_gather_rows : NULL;
     case DL_OP_MOE_ROUTE:

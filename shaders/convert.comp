@@ -1,7 +1,7 @@
 #version 450
 // SPDX-License-Identifier: MIT
 //
-// CONVERT: dst[t][i] = src0[t][i] in form OUT; src0 in form SRC (F32 or F16). With CARRY, OUT is Q80 or PLANES, and what was carried is
+// CONVERT: dst[t][i] = src0[t][i] in form OUT; src0 in form SRC (F32 or F16). With CARRY, OUT is Q80, Q120 or PLANES, and what was carried is
 // added first, unless this is the first time; what is lost is carried on.
 // Workgroup: LANES * 4 neighbouring values of one row. Lane: 4 of them.
 // Batch: COUNT. Defines: COUNT, LANES, SRC, OUT, CARRY.

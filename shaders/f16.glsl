@@ -9,6 +9,7 @@
 #define BF16 2
 #define Q80 4
 #define PLANES 5
+#define Q120 6
 
 float f16_to_f32(uint h)
 {

@@ -2,12 +2,16 @@
 //
 // out.glsl: writes results in form OUT (f16.glsl) to binding OUT_AT and, for PLANES, the two after it. Each lane has up to four
 // neighbouring values of a row, the first at a multiple of 4; for quantised forms eight lanes have a block.
-// Places are in values for F32, in 16-bit words for F16, BF16 and Q80 (17 per block), in blocks for PLANES.
+// Places are in values for F32, in 16-bit words for F16, BF16, Q80 (17 per block) and Q120 (25), in blocks for PLANES.
 // Bytes outside the result stay as they are: a word that is only half ours is changed by atomics, since whoever owns the other
 // half may be changing it now.
-// With CARRY, for Q80 and PLANES, out_stored is what the values are after rounding.
+// With CARRY, for Q80, Q120 and PLANES, out_stored is what the values are after rounding.
 #include "f16.glsl"
+#if OUT == Q120
+#include "q120.glsl"
+#else
 #include "q80.glsl"
+#endif
 
 #if OUT == PLANES
 #define OUT_PUSH uint out_at, out_at1, out_at2, out_stride
@@ -48,7 +52,11 @@ void out_halves(uint at, uvec4 bits, uint n)
 #endif
 #if CARRY
 vec4 out_stored;
+#if OUT == Q120
+#define OUT_STORED(codes, d) out_stored = vec4(codes) * uintBitsToFloat((d) << 16)
+#else
 #define OUT_STORED(codes, d) out_stored = q80_values(codes, d)
+#endif
 #else
 #define OUT_STORED(codes, d)
 #endif
@@ -93,6 +101,24 @@ void out_put(uint row_at, uint i, vec4 v, uint n)
         if (lane == 7u)
             out_half(at + 16u, codes >> 16);
     }
+}
+#elif OUT == Q120
+#define OUT_PUT(row, i, v, n) out_put((row) * push.out_stride + push.out_at, i, v, n)
+void out_put(uint row_at, uint i, vec4 v, uint n)
+{
+    uint d, lane = gl_LocalInvocationID.x & 7u;
+    ivec4 codes = q120_quantise(v, d);
+    OUT_STORED(codes, d);
+    if (n == 0u)
+        return;
+    uint at = row_at + (i >> 5) * 25u, base = (at + 1u) >> 1;
+    bool whole = (at & 1u) != 0u; // all but the scale lies in whole words; else each has the end of one and the begin of the next
+    for (uint k = lane; k < 12u; k += 8u) {
+        uint word = q120_word(k), before = whole || k == 0u ? d : q120_word(k - 1u) >> 16;
+        out_words[base + k] = whole ? word : before | (word << 16);
+    }
+    if (lane == 0u)
+        out_half(whole ? at : at + 24u, whole ? d : q120_word(11u) >> 16);
 }
 #else
 #define OUT_PUT(row, i, v, n) out_put(uvec3(push.out_at, push.out_at1, push.out_at2) + (row) * push.out_stride, i, v, n)

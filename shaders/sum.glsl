@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: MIT
 //
 // sum.glsl: the sums of ADD and MERGE. Binding 1: src0 (F32), 2: src1 in form WIRE, slice s of n_slices `slice` further each, in
-// values for F32 and 16-bit words for F16 and Q80. ADD is a MERGE of one F32 slice. Exact: additions in slice order; a code times its
-// scale needs 19 bits, so that fusing them changes nothing.
+// values for F32 and 16-bit words for F16, Q80 and Q120. ADD is a MERGE of one F32 slice. Exact: additions in slice order; a code times
+// its scale needs 20 bits, so that fusing them changes nothing.
 #include "f16.glsl"
 
 #define SUM_PUSH uint a_at, a_stride, b_at, b_stride, n_slices, slice
@@ -12,6 +12,7 @@ layout(std430, set = 0, binding = 2) readonly buffer SumB { float sum_b[]; };
 #else
 layout(std430, set = 0, binding = 2) readonly buffer SumB { uint sum_b[]; };
 uint sum_half(uint at) { return (sum_b[at >> 1] >> ((at & 1u) * 16u)) & 0xffffu; }
+uint sum_word(uint at) { return sum_half(at) | (sum_half(at + 1u) << 16); }
 #endif
 
 // Values i .. i + n of the row of one slice that starts at `at`.
@@ -25,6 +26,15 @@ vec4 sum_slice(uint at, uint i, uint n)
     int low = int(sum_half(codes)), high = int(sum_half(codes + 1u));
     v = vec4(bitfieldExtract(low, 0, 8), bitfieldExtract(low, 8, 8), bitfieldExtract(high, 0, 8),
              bitfieldExtract(high, 8, 8)) * f16_to_f32(sum_half(block));
+#elif WIRE == Q120
+    if (n == 0u)
+        return v;
+    uint block = at + (i >> 5) * 25u, lane = (i & 31u) >> 2;
+    int high = int(sum_word(block + 1u + 2u * lane));
+    uint low = sum_word(block + 17u + 2u * (lane & 3u)) >> (lane & 4u);
+    ivec4 codes = ivec4(bitfieldExtract(high, 0, 8), bitfieldExtract(high, 8, 8), bitfieldExtract(high, 16, 8), high >> 24);
+    uvec4 nibbles = uvec4(low, low >> 8, low >> 16, low >> 24) & 15u;
+    v = vec4(codes * 16 + ivec4(nibbles)) * uintBitsToFloat(sum_half(block) << 16);
 #else
     for (uint k = 0u; k < n; k++)
 #if WIRE == F32

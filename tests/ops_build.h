@@ -30,6 +30,12 @@ static uint32_t pad_for(enum dl_type type, uint32_t variant)
     return variant % 3 == 0 ? 0 : dl_type_info(type)->block_values == 1 ? 3 : DL_BLOCK;
 }
 
+/* What an op writes for the wire, or for a device. */
+static struct dl_view result(struct ops_case *c, enum dl_type type, uint32_t rows, uint32_t cols, uint32_t variant)
+{
+    return ops_view(c, type == DL_Q120 ? DL_BUF_WIRE : DL_BUF_ACT, type, rows, cols, pad_for(type, variant));
+}
+
 static struct dl_view act(struct ops_case *c, enum dl_type type, uint32_t rows, uint32_t cols, uint32_t variant)
 {
     return ops_view(c, DL_BUF_ACT, type, rows, cols, pad_for(type, variant));
@@ -50,22 +56,22 @@ static inline void build_convert(struct ops_case *c, enum dl_type from, enum dl_
     op_init(c, DL_OP_CONVERT, 0);
     snprintf(c->label, sizeof c->label, "convert %s to %s n=%u cols=%u fill=%s variant=%u", type_name(from),
              type_name(to), n, cols, ops_fill_names[fill], variant);
-    c->op.dst = act(c, to, n + SPARE, cols, variant);
+    c->op.dst = result(c, to, n + SPARE, cols, variant);
     c->op.src[0] = act(c, from, n + SPARE, cols, variant + 1);
     ops_fill_rows(c, &c->op.src[0], n, fill, &rng);
     ops_batch(c, n, 0, n + SPARE, 1, 1, 1);
 }
 
 /* What is carried is there for some cases, and to begin with for others. */
-static inline void build_convert_carrying(struct ops_case *c, uint32_t n, uint32_t cols, enum ops_fill fill, bool first,
-                                          uint32_t variant)
+static inline void build_convert_carrying(struct ops_case *c, enum dl_type to, uint32_t n, uint32_t cols,
+                                          enum ops_fill fill, bool first, uint32_t variant)
 {
     uint64_t rng = variant;
     op_init(c, DL_OP_CONVERT, 0);
-    snprintf(c->label, sizeof c->label, "convert carrying n=%u cols=%u fill=%s first=%d variant=%u", n, cols,
-             ops_fill_names[fill], first, variant);
+    snprintf(c->label, sizeof c->label, "convert carrying to %s n=%u cols=%u fill=%s first=%d variant=%u",
+             type_name(to), n, cols, ops_fill_names[fill], first, variant);
     c->op.u.convert.first = first;
-    c->op.dst = act(c, DL_Q80, n + SPARE, cols, variant);
+    c->op.dst = result(c, to, n + SPARE, cols, variant);
     c->op.src[0] = act(c, DL_F32, n + SPARE, cols, variant + 1);
     c->op.src[1] = act(c, DL_F32, n + SPARE, cols, variant + 2);
     ops_fill_rows(c, &c->op.src[0], n, fill, &rng);

@@ -206,7 +206,7 @@ static void ops_check_carried(const struct ops_case *c, dl_device *dev, const ui
     float *stored = dl_xcalloc(d->cols, sizeof *stored);
     for (uint32_t r = 0; r < ops_n(c); r++) {
         uint8_t *at = now + s->offset + r * s->row_bytes;
-        dl_row_to_f32(DL_Q80, out + d->offset + r * d->row_bytes, stored, d->cols);
+        dl_row_to_f32(d->type, out + d->offset + r * d->row_bytes, stored, d->cols);
         for (uint32_t i = 0; i < d->cols; i++) {
             volatile float lost = (float)c->want[(size_t)r * d->cols + i] - stored[i];
             float got;
@@ -300,6 +300,25 @@ static void ops_check_q80(const struct ops_case *c, dl_device *dev, const uint8_
     }
 }
 
+/* Likewise, of values that are exact. A CPU writes the definition's very bits; a GPU's division may have a code on a border fall either
+ * way. */
+static void ops_check_q120(const struct ops_case *c, dl_device *dev, const uint8_t *got, const double *want,
+                           uint32_t row)
+{
+    float x[DL_BLOCK], back[DL_BLOCK];
+    uint8_t block[sizeof(struct dl_q120)];
+    for (int i = 0; i < DL_BLOCK; i++)
+        x[i] = (float)want[i];
+    dl_row_from_f32(DL_Q120, x, block, DL_BLOCK);
+    OPS_CHECK(c, dev, !memcmp(got, block, strcmp(dev->kind, "cpu") ? 2 : sizeof block), "row %u: other bytes", row);
+    dl_row_to_f32(DL_Q120, got, back, DL_BLOCK);
+    float d = dl_bf16_to_f32((uint16_t)(got[0] | got[1] << 8));
+    for (int i = 0; i < DL_BLOCK; i++)
+        OPS_CHECK(c, dev, d > 0 ? fabs((double)back[i] - want[i]) <= 0.501 * (double)d : back[i] == 0,
+                  "row %u, value %d of a block: %.9g, want %.9g, scale %g", row, i, (double)back[i], want[i],
+                  (double)d);
+}
+
 static void ops_check_f32(const struct ops_case *c, dl_device *dev, const uint8_t *row, const double *want, uint32_t r)
 {
     double err = 0, ref = 0;
@@ -337,6 +356,8 @@ static void ops_compare(const struct ops_case *c, dl_device *dev, const uint8_t 
             ops_check_f32(c, dev, row, want, r);
         for (uint32_t i = 0; d->type == DL_Q80 && i < d->cols; i += DL_BLOCK)
             ops_check_q80(c, dev, row + ops_bytes(DL_Q80, i), want + i, r, slack);
+        for (uint32_t i = 0; d->type == DL_Q120 && i < d->cols; i += DL_BLOCK)
+            ops_check_q120(c, dev, row + ops_bytes(DL_Q120, i), want + i, r);
         for (uint32_t i = 0; (d->type == DL_F16 || d->type == DL_BF16) && i < d->cols; i++) {
             float f = (float)want[i];
             uint16_t h = d->type == DL_F16 ? dl_f32_to_f16(f) : dl_f32_to_bf16(f);

@@ -99,6 +99,32 @@ static int with_u32(enum eng_msg type, size_t at, uint32_t v)
     return err;
 }
 
+/* Q120 is what travels, not what anybody asks for: no type of weights, of a cache or of --wire. */
+static void a_type_that_only_travels(void **state)
+{
+    (void)state;
+    struct eng_out example_bytes = {0};
+    example(ENG_MSG_MODEL, &example_bytes);
+    for (int kind = 0; kind < 5; kind++) {
+        struct eng_in in = {"test", (const uint8_t *)example_bytes.s.v, example_bytes.s.len};
+        struct eng_model_msg m;
+        struct eng_out o = {0};
+        assert_int_equal(eng_model_read(&in, DECODE_NODES, 1, &m), DL_OK);
+        enum dl_type *which[] = {&m.types.output, &m.types.layer[DL_T_FFN_UP], &m.opts.kv_type, &m.opts.wire};
+        if (kind < 4)
+            *which[kind] = DL_Q120;
+        eng_model_write(&o, &m);
+        assert_int_equal(decode_one((const uint8_t *)o.s.v, o.s.len), kind < 4 ? DL_EFORMAT : DL_OK);
+        eng_out_finish(&o);
+        eng_model_finish(&m);
+    }
+    eng_out_finish(&example_bytes);
+    struct eng_out o = {0};
+    eng_measure_write(&o, &(struct eng_measure){.dim = 2048, .weight = DL_Q120, .speed = true});
+    assert_int_equal(decode_one((const uint8_t *)o.s.v, o.s.len), DL_EFORMAT);
+    eng_out_finish(&o);
+}
+
 static void limits(void **state)
 {
     (void)state;
@@ -150,6 +176,7 @@ int main(void)
         cmocka_unit_test(too_short_or_too_long),
         cmocka_unit_test(altered),
         cmocka_unit_test(limits),
+        cmocka_unit_test(a_type_that_only_travels),
     };
     return cmocka_run_group_tests(tests, setup, NULL);
 }

@@ -208,6 +208,12 @@ static void the_network(void **state)
     E2E_HAS(r.out, "2 nodes, encrypted, all at once");
     E2E_HAS(r.out, "\noneshot ");
     e2e_free(&r);
+    E2E(&r, "bench", "link", "--shape", "qwen3-30b-a3b", "--workers", c.w[0].address, "--key", key, "--batch", "1",
+        "--reps", "1", "--json"); /* finer, of experts */
+    E2E_STATUS(&r, 0);
+    E2E_HAS(r.out, "\"bytes\":3200,");
+    E2E_HAS(r.out, "\"wire\":\"q120\"");
+    e2e_free(&r);
     cluster_close(&c);
     E2E(&r, "bench", "link");
     E2E_FAILS(&r, 2, "--workers");

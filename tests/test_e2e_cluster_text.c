@@ -147,24 +147,15 @@ static size_t rows_alike(const struct answer *a, const struct answer *b)
     return DL_MIN(n, (size_t)REF_NEW + 1);
 }
 
-/* `tie`: what is rounded may swap an expert for one that a token's router has nearly tied with, so the worst row does not count, unless it
- * is quite another one. */
-static double nmse(const struct answer *got, const struct answer *want, bool tie)
+static double nmse(const struct answer *got, const struct answer *want)
 {
-    double diff = 0, norm = 0, worst = 0, most = 0;
-    for (size_t r = 0; r < rows_alike(got, want); r++) {
-        double row_diff = 0, row_norm = 0;
-        for (size_t i = r * REF_VOCAB; i < (r + 1) * REF_VOCAB; i++) {
-            double d = (double)got->rows[i] - (double)want->rows[i];
-            row_diff += d * d;
-            row_norm += (double)want->rows[i] * (double)want->rows[i];
-        }
-        diff += row_diff;
-        norm += row_norm;
-        worst = fmax(worst, row_diff);
-        most = fmax(most, row_diff / row_norm);
+    double diff = 0, norm = 0;
+    for (size_t i = 0; i < rows_alike(got, want) * REF_VOCAB; i++) {
+        double d = (double)got->rows[i] - (double)want->rows[i];
+        diff += d * d;
+        norm += (double)want->rows[i] * (double)want->rows[i];
     }
-    return (diff - (tie && most < 0.2 ? worst : 0)) / norm;
+    return diff / norm;
 }
 
 static struct answer answer_of(const char *path, const char *const *argv)
@@ -211,7 +202,7 @@ static void logits_are_near_those_of_one_machine(void **state)
                 const char *split = split_of(nodes, nodes > 2);
                 struct answer got = ANSWER(dump, model, "--workers", first_workers(&c, nodes - 1), "--wire",
                                            wires[w].wire, "--split", split);
-                double e = nmse(&got, &one, w && !strcmp(refs[i], "qwen3moe"));
+                double e = nmse(&got, &one);
                 if (!(e <= wires[w].most))
                     fail_msg("%s, %s, wire %s: NMSE %g", refs[i], split, wires[w].wire, e);
                 free_answer(&got);

@@ -445,7 +445,7 @@ static void one_device_after_the_other(void **state)
     int32_t ids[N_GEN];
     assert_int_equal(dl_model_open(path, &r.model), 0);
     assert_int_equal(dl_cpu_open(&cpu, &r.dev[0]), 0);
-    for (int t = 0; t < DL_TYPE_COUNT; t++) {
+    for (int t = 0; t < DL_WEIGHT_TYPES; t++) {
         struct dl_device_rate rate;
         assert_int_equal(dl_device_measure(r.dev[0], dl_model_header(r.model), (enum dl_type)t, &rate), 0);
         assert_true(rate.bytes_per_s > 1e6 && rate.submit_ns > 0 && rate.op_ns >= 0 && rate.flops > 1e6);

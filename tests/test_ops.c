@@ -140,15 +140,15 @@ static void test_convert(void **state)
     (void)state;
     static const struct {
         enum dl_type from, to;
-    } types[] = {{DL_F32, DL_F32}, {DL_F32, DL_F16}, {DL_F32, DL_BF16},
-                 {DL_F32, DL_Q80}, {DL_F16, DL_F16}, {DL_F16, DL_F32}};
+    } types[] = {{DL_F32, DL_F32}, {DL_F32, DL_F16}, {DL_F32, DL_BF16}, {DL_F32, DL_Q80},
+                 {DL_F16, DL_F16}, {DL_F16, DL_F32}, {DL_F32, DL_Q120}};
     static const uint32_t cols[] = {4, 172, 32, 96, 512, 544, 4128};
     uint32_t variant = 0;
     struct ops_case c;
     for (size_t t = 0; t < DL_COUNT_OF(types); t++)
         for (size_t i = 0; i < DL_COUNT_OF(cols); i++)
             for (int fill = 0; fill < FILL_COUNT; fill++, variant++) {
-                if (types[t].to == DL_Q80 && cols[i] % DL_BLOCK)
+                if (dl_type_info(types[t].to)->block_values > 1 && cols[i] % DL_BLOCK)
                     continue;
                 build_convert(&c, types[t].from, types[t].to, 1 + variant % 3, cols[i], (enum ops_fill)fill, variant);
                 c.varies = fill != FILL_ZERO;
@@ -164,8 +164,9 @@ static void test_convert_carrying(void **state)
     struct ops_case c;
     for (size_t i = 0; i < DL_COUNT_OF(cols); i++)
         for (int fill = 0; fill < FILL_COUNT; fill++)
-            for (int first = 0; first < 2; first++, variant++) {
-                build_convert_carrying(&c, 1 + variant % 4, cols[i], (enum ops_fill)fill, first, variant);
+            for (int kind = 0; kind < 4; kind++, variant++) {
+                build_convert_carrying(&c, kind < 2 ? DL_Q80 : DL_Q120, 1 + variant % 4, cols[i], (enum ops_fill)fill,
+                                       kind & 1, variant);
                 c.varies = fill != FILL_ZERO;
                 check(&c);
             }
@@ -397,7 +398,7 @@ static void test_add_and_merge(void **state)
 {
     (void)state;
     static const uint32_t cols[] = {4, 32, 172, 512, 544, 1408}, slices[] = {1, 2, 3, 8};
-    static const enum dl_type types[] = {DL_F32, DL_F16, DL_Q80};
+    static const enum dl_type types[] = {DL_F32, DL_F16, DL_Q80, DL_Q120};
     uint32_t variant = 0;
     struct ops_case c;
     for (size_t i = 0; i < DL_COUNT_OF(cols); i++)
@@ -408,7 +409,7 @@ static void test_add_and_merge(void **state)
                 check(&c);
             }
             for (size_t t = 0; t < DL_COUNT_OF(types); t++, variant++) {
-                if (types[t] == DL_Q80 && cols[i] % DL_BLOCK)
+                if (dl_type_info(types[t])->block_values > 1 && cols[i] % DL_BLOCK)
                     continue;
                 build_merge(&c, types[t], 1 + variant % 5, cols[i], slices[variant / 3 % DL_COUNT_OF(slices)],
                             (enum ops_fill)fill, variant);

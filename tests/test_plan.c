@@ -479,6 +479,67 @@ static void losses_are_carried(void **state)
     plan_opts.halves = false;
 }
 
+/* The op has rows of Q120, all that its buffer holds, where it had a view of that buffer. */
+static void in_q120(struct dl_op *op, uint32_t buf, struct dl_buf_desc *b)
+{
+    b->bytes = 0;
+    b->type = DL_Q120;
+    for (int s = -1; s < 3; s++) {
+        struct dl_view *v = s < 0 ? &op->dst : &op->src[s];
+        if (v->buf != buf)
+            continue;
+        v->type = DL_Q120;
+        v->offset = 0;
+        assert_true(dl_row_bytes(DL_Q120, v->cols, &v->row_bytes));
+        b->bytes = DL_MAX(b->bytes, v->row_bytes * v->rows);
+    }
+}
+
+/* A q80 wire is finer for experts. That type only travels: no op but the two that end and begin a segment takes it, and they only on a wire. */
+static void a_wire_for_experts(void **state)
+{
+    (void)state;
+    struct dl_model_header h = header(true, false), odd = h, dense = header(false, false);
+    odd.dim = 40;
+    assert_int_equal(dl_wire_type(&h, DL_Q80), DL_Q120);
+    assert_int_equal(dl_wire_type(&h, DL_F16), DL_F16);
+    assert_int_equal(dl_wire_type(&odd, DL_Q80), DL_F32);
+    assert_int_equal(dl_wire_type(&dense, DL_Q80), DL_Q80);
+    struct test_log log = {0};
+    unsigned on_wires = 0, elsewhere = 0;
+    for (int k = 0; k < 4; k++) {
+        plan_opts.collective = k & 1 ? DL_SUM_IN_TWO : DL_SUM_ONE_SHOT;
+        struct dl_model_plan *mp = build(true, true, k & 2 ? DL_F16 : DL_Q40, 0, 2, NULL);
+        struct dl_plan *p = &mp->plan;
+        for (uint32_t b = 0; b < p->n_bufs; b++)
+            assert_int_equal(p->bufs[b].type == DL_Q120, p->bufs[b].use == DL_BUF_WIRE);
+        dl_log_set(test_log_sink, &log, DL_LOG_WARN);
+        for (uint32_t i = 0; i < p->n_ops; i++)
+            for (int s = -1; s < 3; s++) {
+                struct dl_op op = p->ops[i];
+                const struct dl_view *v = s < 0 ? &op.dst : &op.src[s];
+                if (v->buf == DL_NO_BUF || v->cols % DL_BLOCK)
+                    continue;
+                struct dl_buf_desc *b = &p->bufs[v->buf], keep = *b;
+                const bool wire = b->use == DL_BUF_WIRE;
+                if (wire)
+                    b->use = DL_BUF_ACT;
+                else
+                    in_q120(&op, v->buf, b);
+                assert_int_equal(dl_op_check(&op, p->bufs, p->n_bufs, p->lane_tokens, 4), DL_EINVAL);
+                assert_null(strstr(log.last, "of another type than it")); /* but for what it is */
+                *b = keep;
+                assert_int_equal(dl_op_check(&p->ops[i], p->bufs, p->n_bufs, p->lane_tokens, 4), DL_OK);
+                on_wires += wire;
+                elsewhere += !wire;
+            }
+        dl_log_set(NULL, NULL, DL_LOG_WARN);
+        dl_plan_destroy(&mp);
+    }
+    plan_opts.collective = DL_SUM_ONE_SHOT;
+    assert_true(on_wires > 40 && elsewhere > 100);
+}
+
 static uint64_t weight_bytes(const struct dl_plan *p, enum dl_count count)
 {
     uint64_t n = 0;
@@ -526,11 +587,11 @@ static void bytes_read(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(slices_cover_once), cmocka_unit_test(shares_are_kept),
-        cmocka_unit_test(every_plan_passes), cmocka_unit_test(halves_are_a_row),
-        cmocka_unit_test(chunks_are_a_row),  cmocka_unit_test(broken_plans_are_refused),
-        cmocka_unit_test(conflicts),         cmocka_unit_test(losses_are_carried),
-        cmocka_unit_test(bytes_read),
+        cmocka_unit_test(slices_cover_once),  cmocka_unit_test(shares_are_kept),
+        cmocka_unit_test(every_plan_passes),  cmocka_unit_test(halves_are_a_row),
+        cmocka_unit_test(chunks_are_a_row),   cmocka_unit_test(broken_plans_are_refused),
+        cmocka_unit_test(conflicts),          cmocka_unit_test(losses_are_carried),
+        cmocka_unit_test(a_wire_for_experts), cmocka_unit_test(bytes_read),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -152,9 +152,32 @@ static void check_q40(const float *x, const char *what)
         fail_msg("q40 of %s: m %a, d %a", what, (double)m, (double)d);
 }
 
+/* Scale and codes apart, from the text of dl/quant.h. */
+static void check_q120(const float *x, const char *what)
+{
+    uint8_t block[1 + sizeof(struct dl_q120)], *p = block + 1;
+    float amax = 0, back[DL_BLOCK], d;
+    for (int i = 0; i < DL_BLOCK; i++)
+        amax = fmaxf(amax, fabsf(x[i]));
+    dl_row_from_f32(DL_Q120, x, p, DL_BLOCK);
+    dl_row_to_f32(DL_Q120, p, back, DL_BLOCK);
+    uint32_t bits = (uint32_t)p[1] << 24 | (uint32_t)p[0] << 16;
+    memcpy(&d, &bits, sizeof d);
+    const double least = (double)amax / 2047;
+    bool zero = amax < ldexpf(1, -100),
+         ok = zero ? d == 0 : (double)d >= least * (1 - 2e-7) && (double)d < least * (1 + 1.0 / 127);
+    for (int i = 0; i < DL_BLOCK && ok; i++) {
+        int q = (int8_t)p[2 + i] * 16 + (i < 16 ? p[34 + i] & 15 : p[18 + i] >> 4);
+        ok = abs(q) <= 2047 && fabs(q - (zero ? 0 : (double)x[i] / (double)d)) <= 0.501 && back[i] == (float)q * d;
+    }
+    if (!ok)
+        fail_msg("q120 of %s: amax %a, d %a", what, (double)amax, (double)d);
+}
+
 static void check_block(const float *x, const char *what)
 {
     check_q80(x, what);
+    check_q120(x, what);
     check_q40(x, what);
 }
 
@@ -199,6 +222,18 @@ static void test_blocks_edges(void **state)
     static const int8_t want[] = {127, 2, 4, -2, -4, 0, 0, 2, 0};
     for (size_t i = 0; i < sizeof want; i++)
         assert_int_equal((int8_t)block[2 + i], want[i]);
+    /* So do those of q120, where 2047 is the peak; its codes lie in two places; and zeros, as a wire has them at the begin, are zeros. */
+    static const float y[DL_BLOCK] = {2047, 2.5f, 3.5f, -2.5f, -3.5f, -2047, 16, -1, 0, 0, 0, 0, 0, 0, 0, 0, 31, -17};
+    static const uint8_t bytes[sizeof(struct dl_q120)] = {
+        0x80, 0x3f, 127, 0, 0, 255, 255, 128, 1, 255, 0, 0, 0, 0,    0,    0, 0,   0,   1, 254, 0,
+        0,    0,    0,   0, 0, 0,   0,   0,   0, 0,   0, 0, 0, 0xff, 0xf2, 4, 0xe, 0xc, 1, 0,   0xf};
+    uint8_t got[sizeof bytes];
+    dl_row_from_f32(DL_Q120, y, got, DL_BLOCK);
+    assert_memory_equal(got, bytes, sizeof got);
+    memset(got, 0, sizeof got);
+    dl_row_to_f32(DL_Q120, got, x, DL_BLOCK);
+    for (int i = 0; i < DL_BLOCK; i++)
+        assert_true(x[i] == 0);
 }
 
 /* ---------------------------------------------------------------------------------------------------- rows */
@@ -225,7 +260,7 @@ static void test_rows(void **state)
                 err += pow((double)back[i] - (double)x[i], 2);
                 ref += pow((double)x[i], 2);
             }
-            static const double bound[] = {0, 1e-7, 1e-5, 1e-2, 1e-4};
+            static const double bound[] = {0, 1e-7, 1e-5, 1e-2, 1e-4, 1e-7};
             if (err > bound[t] * ref)
                 fail_msg("%s: NMSE %g", dl_type_info((enum dl_type)t)->name, err / ref);
         }
@@ -238,10 +273,10 @@ static void test_row_bytes(void **state)
         enum dl_type type;
         uint64_t cols, bytes;
         bool ok;
-    } rows[] = {{DL_F32, 3, 12, true},        {DL_F16, 3, 6, true},   {DL_BF16, 5, 10, true},
-                {DL_Q40, 64, 36, true},       {DL_Q80, 64, 68, true}, {DL_Q40, 33, 0, false},
-                {DL_Q80, 31, 0, false},       {DL_Q80, 0, 0, true},   {DL_F32, UINT64_MAX / 2, 0, false},
-                {DL_TYPE_COUNT, 32, 0, false}};
+    } rows[] = {{DL_F32, 3, 12, true},         {DL_F16, 3, 6, true},     {DL_BF16, 5, 10, true},
+                {DL_Q40, 64, 36, true},        {DL_Q80, 64, 68, true},   {DL_Q40, 33, 0, false},
+                {DL_Q80, 31, 0, false},        {DL_Q80, 0, 0, true},     {DL_F32, UINT64_MAX / 2, 0, false},
+                {DL_TYPE_COUNT, 32, 0, false}, {DL_Q120, 96, 150, true}, {DL_Q120, 48, 0, false}};
     for (size_t i = 0; i < DL_COUNT_OF(rows); i++) {
         uint64_t bytes = 0;
         bool ok = dl_row_bytes(rows[i].type, rows[i].cols, &bytes);

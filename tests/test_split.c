@@ -322,6 +322,11 @@ static void bytes_and_times_of_the_network(void **state)
 {
     (void)state;
     struct rig r;
+    open_rig(&r, "qwen3-30b-a3b", 0, 4); /* of experts the sums are finer: 96 of 64 blocks of 50 bytes */
+    assert_int_equal(dl_split_make(&r.in, &r.split), 0);
+    assert_int_equal(r.split.parts[0].sent_one_shot, 96 * 3 * 3200 + 3 * 3648);
+    assert_int_equal(r.split.parts[1].sent_rs, 96 * 2 * 3 * 800);
+    close_rig(&r);
     open_rig(&r, "llama3.2-1b", 0, 4);
     assert_int_equal(dl_split_make(&r.in, &r.split), 0);
     assert_int_equal(r.split.parts[0].sent_one_shot, 32 * 3 * 2176 + 3 * 3648);

@@ -87,12 +87,22 @@ static void build_convert(struct prog *p)
     op(p, DL_OP_CONVERT, view(p, DL_BUF_WIRE, DL_Q80, ROWS, 96), part);
 }
 
-static void build_carry(struct prog *p)
+static void carry_to(struct prog *p, enum dl_type to)
 {
     struct dl_view part = view(p, DL_BUF_ACT, DL_F32, ROWS, 96), carry = view(p, DL_BUF_ACT, DL_F32, ROWS, 96);
     matmul(p, part, acts(p, DL_Q40, 128), DL_Q40, false);
-    op(p, DL_OP_CONVERT, view(p, DL_BUF_WIRE, DL_Q80, ROWS, 96), part)->src[1] = carry;
+    op(p, DL_OP_CONVERT, view(p, DL_BUF_WIRE, to, ROWS, 96), part)->src[1] = carry;
     p->carried = carry.buf + 1;
+}
+
+static void build_carry(struct prog *p)
+{
+    carry_to(p, DL_Q80);
+}
+
+static void build_carry_finer(struct prog *p)
+{
+    carry_to(p, DL_Q120);
 }
 
 static void build_add(struct prog *p)
@@ -232,6 +242,7 @@ static void test_wrong_is_dropped(void **state)
         {build_convert, 2, "fuse_convert_matvec_f16_to_q80", "mm_emit.glsl", emit, emit_wrong},
         {build_carry, 2, "fuse_carry_matvec_q40_to_q80", "mm_emit.glsl", emit, emit_wrong},
         {build_carry, 2, "fuse_carry_matvec_q40_to_q80", "mm_emit.glsl", "v -= out_stored;", "v = vec4(0);\n"},
+        {build_carry_finer, 2, "fuse_carry_matvec_q40_to_q120", "mm_emit.glsl", "v -= out_stored;", "v = vec4(0);\n"},
         {build_add, 2, "fuse_add_matvec_q80_to_f32", "mm_emit.glsl", emit, emit_wrong},
         {build_beside, 2, "fuse_beside_matvec_q40_2_bias", "mm_parts.glsl", "mm_rows = p.rows1;",
          "mm_rows = p.rows1 - 1u;\n"},

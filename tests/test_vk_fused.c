@@ -17,7 +17,7 @@ static void test_sum_and_norms(void **state)
 {
     (void)state;
     NEED_GPU();
-    static const enum dl_type wires[] = {DL_F32, DL_F16, DL_Q80};
+    static const enum dl_type wires[] = {DL_F32, DL_F16, DL_Q80, DL_Q120};
     static const uint32_t cols[] = {64, 544, 4128};
     for (size_t c = 0; c < DL_COUNT_OF(cols); c++)
         for (int kind = -1; kind < (int)DL_COUNT_OF(wires); kind++)
@@ -140,8 +140,9 @@ static void matrices(uint32_t n_types)
         to_the_wire(type, 96, 288, DL_BUF_WIRE, DL_Q80, false);
         to_the_wire(type, 352, 64, DL_BUF_WIRE, t % 2 ? DL_F16 : DL_F32, true);
         to_the_wire(type, 32, 96, DL_BUF_ACT, DL_Q80, false);
-        to_the_wire_carrying(type, 96, 288, DL_BUF_WIRE, t % 2);
-        to_the_wire_carrying(type, 352, 64, t % 2 ? DL_BUF_WIRE : DL_BUF_ACT, t % 2 == 0);
+        to_the_wire_carrying(type, 96, 288, DL_BUF_WIRE, DL_Q80, t % 2);
+        to_the_wire_carrying(type, 352, 64, t % 2 ? DL_BUF_WIRE : DL_BUF_ACT, DL_Q80, t % 2 == 0);
+        to_the_wire_carrying(type, 96, t % 2 ? 288 : 64, DL_BUF_WIRE, DL_Q120, t % 2 == 0);
         residual(type, 160, t % 2 ? 36 : 320, t);
     }
 }

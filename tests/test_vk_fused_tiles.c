@@ -22,7 +22,7 @@ static void tiles(enum dl_type type, uint32_t at)
         to_the_wire(type, 288, 160, DL_BUF_WIRE, DL_Q80, at % 8 < 4);
         break;
     case 2:
-        to_the_wire_carrying(type, 96, 160, DL_BUF_WIRE, at % 8 < 4);
+        to_the_wire_carrying(type, 96, 160, DL_BUF_WIRE, at % 8 < 4 ? DL_Q80 : DL_Q120, at % 8 < 4);
         to_the_wire(type, 32, 64, DL_BUF_ACT, at % 8 < 4 ? DL_Q80 : DL_F16, false);
         break;
     default:

@@ -220,21 +220,22 @@ enum { ROWS = 128 };
 
 static void values(struct stage *s, struct seen *seen)
 {
-    static const enum dl_type to[] = {DL_F32, DL_F16, DL_BF16, DL_Q80};
+    static const enum dl_type to[] = {DL_F32, DL_F16, DL_BF16, DL_Q80, DL_Q120};
     for (int wire = 0; wire < 2; wire++) {
         enum dl_buf_use use = wire ? DL_BUF_WIRE : DL_BUF_ACT;
-        for (size_t i = 0; i < DL_COUNT_OF(to); i++) {
+        for (size_t i = 0; i < DL_COUNT_OF(to) - !wire; i++) { /* the last one is for wires only */
+            const bool blocks = dl_type_info(to[i])->block_values > 1;
             struct dl_op op = op_of(DL_OP_CONVERT);
             op.dst = view(s, use, to[i], ROWS, 96);
             op.src[0] = view(s, DL_BUF_ACT, DL_F32, ROWS, 96);
             lower(s, seen, &op, 1, 1);
-            if (to[i] == DL_Q80) {
-                op.dst = view(s, use, DL_Q80, ROWS, 96);
+            if (blocks) {
+                op.dst = view(s, use, to[i], ROWS, 96);
                 op.src[0] = view(s, DL_BUF_ACT, DL_F32, ROWS, 96);
                 op.src[1] = view(s, DL_BUF_ACT, DL_F32, ROWS, 96);
                 lower(s, seen, &op, 1, 1);
             }
-            if (to[i] == DL_BF16 || to[i] == DL_Q80)
+            if (to[i] == DL_BF16 || blocks)
                 continue;
             op.dst = view(s, use, to[i], ROWS, 96);
             op.src[0] = view(s, DL_BUF_INPUT, DL_F16, ROWS, 96);
@@ -277,7 +278,7 @@ static void values(struct stage *s, struct seen *seen)
 /* ADD or MERGE, with the norms that may follow. */
 static void sums(struct stage *s, struct seen *seen)
 {
-    static const enum dl_type wires[] = {DL_F32, DL_F16, DL_Q80};
+    static const enum dl_type wires[] = {DL_F32, DL_F16, DL_Q80, DL_Q120};
     for (int kind = -1; kind < (int)DL_COUNT_OF(wires); kind++)
         for (int norms = 0; norms < 4; norms++) { /* bit 0: F32, bit 1: Q80 */
             struct dl_op ops[3] = {op_of(kind < 0 ? DL_OP_ADD : DL_OP_MERGE)};
@@ -343,7 +344,7 @@ static void heads(struct stage *s, struct seen *seen)
 
 static void matrices(struct stage *s, struct seen *seen)
 {
-    for (int type = 0; type < DL_TYPE_COUNT; type++)
+    for (int type = 0; type < DL_WEIGHT_TYPES; type++)
         for (int moe = 0; moe < 2; moe++)
             for (int wide = 0; wide < 2; wide++)
                 for (int bias = 0; bias < 2 - moe; bias++) {
@@ -369,10 +370,12 @@ static void fused(struct stage *s, struct seen *seen)
 {
     static const enum dl_type to[] = {DL_F32, DL_F16, DL_Q80};
     enum { IN = 96, OUT = 64 };
-    for (int type = 0; type < DL_TYPE_COUNT; type++)
-        for (uint32_t kind = 0; kind < 9; kind++) {
+    for (int type = 0; type < DL_WEIGHT_TYPES; type++)
+        for (uint32_t kind = 0; kind < 10; kind++) {
             enum dl_type w = (enum dl_type)type, x = w == DL_Q40 || w == DL_Q80 ? DL_Q80 : DL_F32;
             bool moe = kind == 1;
+            if (kind == 8 && w != DL_F16 && w != DL_Q40) /* nothing new */
+                continue;
             struct dl_op ops[3] = {op_of(moe ? DL_OP_MOE_MATMUL : DL_OP_MATMUL)};
             struct dl_view src = view(s, DL_BUF_ACT, x, ROWS, IN), dst[2];
             uint32_t k = moe ? 2 : 1, n = kind < 4 ? 3 : 2;
@@ -410,9 +413,10 @@ static void fused(struct stage *s, struct seen *seen)
                 ops[1] = op_of(DL_OP_CONVERT);
                 ops[1].dst = view(s, type % 2 ? DL_BUF_WIRE : DL_BUF_ACT, to[kind - 4], ROWS, OUT);
                 ops[1].src[0] = dst[0];
-            } else if (kind == 7) { /* for the wire, carrying */
+            } else if (kind < 9) { /* for the wire, carrying */
                 ops[1] = op_of(DL_OP_CONVERT);
-                ops[1].dst = view(s, type % 2 ? DL_BUF_WIRE : DL_BUF_ACT, DL_Q80, ROWS, OUT);
+                ops[1].dst = kind == 7 ? view(s, type % 2 ? DL_BUF_WIRE : DL_BUF_ACT, DL_Q80, ROWS, OUT)
+                                       : view(s, DL_BUF_WIRE, DL_Q120, ROWS, OUT);
                 ops[1].src[0] = dst[0];
                 ops[1].src[1] = dst[1];
             } else { /* the residual */
@@ -462,7 +466,7 @@ static void attentions(struct stage *s, struct seen *seen)
 static void force(unsigned choice)
 {
     char all[1024] = "";
-    for (int t = 0; t < DL_TYPE_COUNT; t++) {
+    for (int t = 0; t < DL_WEIGHT_TYPES; t++) {
         size_t at = strlen(all);
         const char *name = dl_type_info((enum dl_type)t)->name;
         snprintf(all + at, sizeof all - at, "matvec_%s=#%u matmul_%s=#%u moe_matvec_%s=#%u moe_matmul_%s=#%u ", name,

@@ -140,6 +140,7 @@ static void test_dispatches_per_layer(void **state)
         {.what = "Q40, software", .weights = DL_Q40, .n_nodes = 2, .n_tokens = 32, .software = true, .want = 8},
         {.what = "Q40, 32 tokens", .weights = DL_Q40, .n_nodes = 2, .n_tokens = 32, .want = 11},
         {.what = "experts", .weights = DL_Q40, .experts = true, .n_nodes = 1, .n_tokens = 1, .want = 14},
+        {.what = "experts, 1 of 2", .weights = DL_Q40, .experts = true, .n_nodes = 2, .n_tokens = 1, .want = 15},
         {.what = "Q40, few bindings", .weights = DL_Q40, .n_nodes = 2, .n_tokens = 1, .few_binds = true, .want = 16},
         {.what = "Q40, op by op", .weights = DL_Q40, .n_nodes = 2, .n_tokens = 1, .apart = true, .want = 20},
     };

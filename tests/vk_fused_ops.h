@@ -111,15 +111,16 @@ static void to_the_wire(enum dl_type type, uint32_t in, uint32_t out, enum dl_bu
 }
 
 /* What rounding loses is carried, from the first time or from before. */
-static void to_the_wire_carrying(enum dl_type type, uint32_t in, uint32_t out, enum dl_buf_use use, bool first)
+static void to_the_wire_carrying(enum dl_type type, uint32_t in, uint32_t out, enum dl_buf_use use, enum dl_type to,
+                                 bool first)
 {
-    struct prog p = {.rng = in + 3, .bound = 1e-10, .dispatches = 1};
+    struct prog p = {.rng = in + 3, .bound = 1e-10, .dispatches = 1, .fine = to == DL_Q120};
     struct dl_view part = view(&p, DL_BUF_ACT, DL_F32, ROWS, out), carry = view(&p, DL_BUF_ACT, DL_F32, ROWS, out + 32);
     p.carried = carry.buf + 1;
     carry.offset = 16 * sizeof(float);
     carry.cols = out;
     matmul(&p, part, acts(&p, type, in), type, !first);
-    struct dl_op *o = op(&p, DL_OP_CONVERT, view(&p, use, DL_Q80, ROWS, out), part);
+    struct dl_op *o = op(&p, DL_OP_CONVERT, view(&p, use, to, ROWS, out), part);
     o->src[1] = carry;
     o->u.convert.first = first;
     check(&p, "matrix and wire, carrying");

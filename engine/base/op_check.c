@@ -142,10 +142,12 @@ static void convert(struct check *c)
     const struct dl_op *op = c->op;
     const struct dl_view *s = op->src, *d = &op->dst;
     need(c, s[0].type == DL_F32 || d->type == DL_F32 || d->type == s[0].type, "no kernel between these types");
-    elementwise(c, FLOATS | TYPE(DL_Q80), TYPE(DL_F32) | TYPE(DL_F16), 1, 0);
+    elementwise(c, FLOATS | TYPE(DL_Q80) | TYPE(DL_Q120), TYPE(DL_F32) | TYPE(DL_F16), 1, 0);
+    need(c, c->err || d->type != DL_Q120 || c->bufs[d->buf].use == DL_BUF_WIRE, "only wires hold Q120");
     if (s[1].buf == DL_NO_BUF)
         return;
-    need(c, s[0].type == DL_F32 && d->type == DL_Q80, "only what F32 loses as Q80 is carried");
+    need(c, s[0].type == DL_F32 && (d->type == DL_Q80 || d->type == DL_Q120),
+         "only what F32 loses as Q80 or Q120 is carried");
     view(c, &s[1], TYPE(DL_F32), USE(DL_BUF_ACT), c->rows, d->cols, "src1 must have dst's shape");
     no_alias(c, 1, false);
     struct dl_op carry = {.code = DL_OP_ADD, .dst = s[1]}, reader = {.code = DL_OP_ADD, .dst = *d, .src = {s[0]}};
@@ -182,7 +184,7 @@ static void merge(struct check *c)
     const struct dl_op *op = c->op;
     const struct dl_view *w = &op->src[1];
     elementwise(c, TYPE(DL_F32), TYPE(DL_F32), 1, 1);
-    view(c, w, TYPE(DL_F32) | TYPE(DL_F16) | TYPE(DL_Q80), USE(DL_BUF_WIRE), c->rows, op->dst.cols,
+    view(c, w, TYPE(DL_F32) | TYPE(DL_F16) | TYPE(DL_Q80) | TYPE(DL_Q120), USE(DL_BUF_WIRE), c->rows, op->dst.cols,
          "src1 must be slice 0 of a wire buffer");
     if (c->err)
         return;

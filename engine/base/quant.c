@@ -13,6 +13,7 @@ static const struct dl_type_info types[DL_TYPE_COUNT] = {
     [DL_BF16] = {"bf16", 1, 2},
     [DL_Q40] = {"q40", DL_BLOCK, sizeof(struct dl_q40)},
     [DL_Q80] = {"q80", DL_BLOCK, sizeof(struct dl_q80)},
+    [DL_Q120] = {"q120", DL_BLOCK, sizeof(struct dl_q120)},
 };
 
 const struct dl_type_info *dl_type_info(enum dl_type type)
@@ -114,6 +115,25 @@ static void q80_write(const float *in, uint8_t *p)
     }
 }
 
+static void q120_write(const float *in, uint8_t *p)
+{
+    float amax = 0;
+    for (int i = 0; i < DL_BLOCK; i++)
+        amax = fmaxf(amax, fabsf(in[i]));
+    memset(p, 0, sizeof(struct dl_q120));
+    if (amax < 0x1p-100f)
+        return;
+    uint32_t d = bits_of(amax * (1.0f / 2047.0f)) + 0xffffu; /* up: no code is beyond 2047 */
+    store16(p, (uint16_t)(d >> 16));
+    float inv = 1.0f / float_of(d & 0xffff0000u);
+    for (int i = 0; i < DL_BLOCK; i++) {
+        int code = (int)fminf(fmaxf(nearbyintf(in[i] * inv), -2047.0f), 2047.0f);
+        unsigned low = (unsigned)code & 15u;
+        p[2 + i] = (uint8_t)((code - (int)low) / 16);
+        p[2 + DL_BLOCK + i % 16] |= (uint8_t)(low << i / 16 * 4);
+    }
+}
+
 static void q40_write(const float *in, uint8_t *p)
 {
     float amax = 0, m = 0;
@@ -164,6 +184,13 @@ void dl_row_to_f32(enum dl_type type, const void *row, float *out, size_t n)
                 out[j] = (float)(int8_t)p[2 + j] * d;
         }
         break;
+    case DL_Q120:
+        for (size_t b = 0; b < n / DL_BLOCK; b++, p += sizeof(struct dl_q120), out += DL_BLOCK) {
+            float d = dl_bf16_to_f32(load16(p));
+            for (int j = 0; j < DL_BLOCK; j++)
+                out[j] = (float)((int8_t)p[2 + j] * 16 + (p[2 + DL_BLOCK + j % 16] >> j / 16 * 4 & 15)) * d;
+        }
+        break;
     case DL_TYPE_COUNT:
         break;
     }
@@ -191,6 +218,10 @@ void dl_row_from_f32(enum dl_type type, const float *in, void *row, size_t n)
     case DL_Q80:
         for (size_t b = 0; b < n / DL_BLOCK; b++)
             q80_write(in + b * DL_BLOCK, p + b * sizeof(struct dl_q80));
+        break;
+    case DL_Q120:
+        for (size_t b = 0; b < n / DL_BLOCK; b++)
+            q120_write(in + b * DL_BLOCK, p + b * sizeof(struct dl_q120));
         break;
     case DL_TYPE_COUNT:
         break;

@@ -339,6 +339,13 @@ static void layers(struct eng_builder *b)
     b->lane = 0;
 }
 
+enum dl_type dl_wire_type(const struct dl_model_header *h, enum dl_type wire)
+{
+    if (wire != DL_Q80)
+        return wire;
+    return h->dim % DL_BLOCK ? DL_F32 : h->n_experts ? DL_Q120 : DL_Q80;
+}
+
 uint32_t dl_plan_half(const struct dl_model_header *h)
 {
     const uint32_t blocks = h->dim / DL_BLOCK;
@@ -364,7 +371,7 @@ int dl_plan_build(const struct dl_model_header *h, const struct dl_tensor_types 
     if (opts->collective > DL_SUM_IN_TWO || opts->lanes > DL_PLAN_LANES)
         return dl_fail(DL_EINVAL, "plan: %u lanes and kind %d of sums cannot be", opts->lanes, (int)opts->collective);
     struct eng_builder b = {.h = h, .types = types, .slice = &slices[node], .opts = opts};
-    b.wire = opts->wire == DL_Q80 && h->dim % DL_BLOCK ? DL_F32 : opts->wire;
+    b.wire = dl_wire_type(h, opts->wire);
     b.q_cols = b.slice->n_heads * h->head_dim;
     b.kv_cols = b.slice->n_kv_heads * h->head_dim;
     int err = check_blocks(&b);

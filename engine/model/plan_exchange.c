@@ -9,9 +9,10 @@
  * At once, but in halves: the first columns of the sum travel while the others are computed. They are whole blocks, so the bits are the
  * same. Experts' outputs are there all at the same time: their sums go whole.
  *
- * A q80 wire rounds. All sums of a batch end in the same residual stream, so what one has lost of a node's part is added to its next part
- * before that is rounded in turn: in the end only the last sum's loss remains, instead of all of them. Whoever adds up a chunk does the
- * same with what rounding the sum loses. A batch begins with nothing carried: its results do not depend on the one before.
+ * A q80 wire rounds: to Q80, or to Q120 where a router might notice (dl_wire_type). All sums of a batch end in the same residual stream,
+ * so what one has lost of a node's part is added to its next part before that is rounded in turn: in the end only the last sum's loss
+ * remains, instead of all of them. Whoever adds up a chunk does the same with what rounding the sum loses. A batch begins with nothing
+ * carried: its results do not depend on the one before.
  */
 #include "plan_build.h"
 
@@ -39,7 +40,7 @@ void eng_plan_wire(struct eng_builder *b)
         b->zeros = add_buf(b, "zeros", DL_BUF_INPUT, DL_F32, rows, mine); /* as it was created */
     }
     for (uint32_t l = 0; l < p->n_lanes; l++) {
-        const bool rounds = b->wire == DL_Q80; /* f16 does, too, but loses next to nothing */
+        const bool rounds = b->wire == DL_Q80 || b->wire == DL_Q120; /* f16 does, too, but loses next to nothing */
         b->carry[l] = rounds ? add_buf(b, "carry", DL_BUF_ACT, DL_F32, rows, b->h->dim) : DL_NO_BUF;
         b->carry_sum[l] = rounds && b->in_two
                               ? add_buf(b, "carry_sum", DL_BUF_ACT, DL_F32, rows, b->plan->bufs[b->sum].cols)

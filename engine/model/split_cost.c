@@ -140,8 +140,7 @@ int eng_split_cost(struct eng_split_cost *c, uint32_t ctx)
         c->phase[p].mem_fixed += norms;
         c->fixed_read[p] = c->phase[p].mem_fixed;
     }
-    if (!dl_row_bytes(in->wire, h->dim, &c->sum_bytes))
-        (void)dl_row_bytes(DL_F32, h->dim, &c->sum_bytes); /* as dl_plan_build does */
+    (void)dl_row_bytes(dl_wire_type(h, in->wire), h->dim, &c->sum_bytes);
     c->opts.lanes = dl_plan_lanes(in->n_nodes, c->opts.max_tokens);
     c->opts.collective = eng_split_sums(c, in->n_nodes) == ENG_COLL_RS ? DL_SUM_IN_TWO : DL_SUM_ONE_SHOT;
     return activations(c);

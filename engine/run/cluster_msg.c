@@ -200,7 +200,7 @@ int eng_measure_read(const struct eng_in *in, struct eng_measure *out)
     *out = (struct eng_measure){.dim = eng_read_u32(&c, "width")};
     uint8_t weight = eng_read_u8(&c, "weight type"), what = eng_read_u8(&c, "what to measure");
     uint64_t row;
-    if (!c.bad && (!out->dim || out->dim > DL_MAX_DIM || weight >= DL_TYPE_COUNT || what > 3 ||
+    if (!c.bad && (!out->dim || out->dim > DL_MAX_DIM || weight >= DL_WEIGHT_TYPES || what > 3 ||
                    !dl_row_bytes((enum dl_type)weight, out->dim, &row)))
         return eng_in_wrong(in, "it asks for what cannot be measured");
     out->weight = (enum dl_type)weight;

@@ -33,7 +33,7 @@
 #include "dl/session.h"
 #include "embed_row.h"
 
-#define ENG_PROTOCOL 6u
+#define ENG_PROTOCOL 7u
 #define ENG_CHUNK_BYTES ((size_t)256 << 10) /* DATA as we send it; up to ENG_CHUNK_MOST is accepted */
 #define ENG_CHUNK_MOST ((size_t)1 << 20)
 #define ENG_WINDOW_BYTES ((uint64_t)1 << 20)

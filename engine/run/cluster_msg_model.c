@@ -163,9 +163,9 @@ static int read_types(const struct eng_in *in, struct eng_cursor *c, struct eng_
     if (!m->types.layer)
         return DL_ENOMEM;
     m->types.output = (enum dl_type)output;
-    bool ok = output < DL_TYPE_COUNT;
+    bool ok = output < DL_WEIGHT_TYPES;
     for (size_t i = 0; i < n; i++) {
-        ok = ok && p[i] < DL_TYPE_COUNT;
+        ok = ok && p[i] < DL_WEIGHT_TYPES;
         m->types.layer[i] = (enum dl_type)p[i];
     }
     return ok ? DL_OK : eng_in_wrong(in, "an unknown tensor type");

@@ -12,8 +12,7 @@
 static uint64_t sum_bytes(const dl_engine *e)
 {
     uint64_t row = 0;
-    (void)dl_row_bytes(e->plan_opts.wire == DL_Q80 && e->h->dim % DL_BLOCK ? DL_F32 : e->plan_opts.wire, e->h->dim,
-                       &row);
+    (void)dl_row_bytes(dl_wire_type(e->h, e->plan_opts.wire), e->h->dim, &row);
     return row;
 }
 

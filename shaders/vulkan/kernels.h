@@ -23,7 +23,7 @@ bool vk_supports_heads(const struct vk_ctx *c, const struct dl_op *op);
 #define VK_LANE_VALUES 4u
 
 /* What a kernel reads or writes, as f16.glsl numbers it: types of dl/quant.h, and Q80 in planes. */
-enum vk_form { VK_FORM_F32, VK_FORM_F16, VK_FORM_BF16, VK_FORM_Q80 = 4, VK_FORM_PLANES };
+enum vk_form { VK_FORM_F32, VK_FORM_F16, VK_FORM_BF16, VK_FORM_Q80 = 4, VK_FORM_PLANES, VK_FORM_Q120 };
 enum vk_form vk_form_of(const struct vk_lower *l, const struct dl_view *v);
 const char *vk_form_name(enum vk_form form);
 

@@ -53,7 +53,7 @@ int vk_bind_bytes(struct vk_lower *l, struct vk_dispatch *d, const struct vk_buf
 int vk_bind_batch(struct vk_lower *l, struct vk_dispatch *d);
 
 /* The first `rows` rows of a view as bound: where they start in the binding and how far apart they are, in units of
- * PLAIN: values for F32, 16-bit words for all others (a Q80 block is 17 of them);
+ * PLAIN: values for F32, 16-bit words for all others (a block of Q80 is 17 of them, one of Q120 25);
  * SOA_A: blocks, for each of the n_planes bindings that it appends (codes, scales, sums). */
 struct vk_bound {
     uint32_t at[VK_PLANES], stride; /* at[p]: inside binding p of this view */

@@ -9,12 +9,14 @@ enum vk_form vk_form_of(const struct vk_lower *l, const struct dl_view *v)
 {
     if (v->type == DL_Q80)
         return l->bufs[v->buf]->layout == VK_SOA_A ? VK_FORM_PLANES : VK_FORM_Q80;
+    if (v->type == DL_Q120)
+        return VK_FORM_Q120;
     return v->type == DL_F32 ? VK_FORM_F32 : v->type == DL_F16 ? VK_FORM_F16 : VK_FORM_BF16;
 }
 
 const char *vk_form_name(enum vk_form form)
 {
-    static const char *const names[] = {"f32", "f16", "bf16", "", "q80", "planes"};
+    static const char *const names[] = {"f32", "f16", "bf16", "", "q80", "planes", "q120"};
     return names[form];
 }
 
@@ -69,8 +71,8 @@ bool vk_supports_values(const struct vk_ctx *c, const struct dl_op *op)
         return op->src[0].type == DL_F32 && op->src[1].type == DL_F32 &&
                (op->dst.type == DL_F32 || op->dst.type == DL_Q80);
     case DL_OP_MERGE:
-        return op->src[0].type == DL_F32 && op->dst.type == DL_F32 &&
-               (op->src[1].type == DL_F32 || op->src[1].type == DL_F16 || op->src[1].type == DL_Q80);
+        return op->src[0].type == DL_F32 && op->dst.type == DL_F32 && op->src[1].type != DL_BF16 &&
+               op->src[1].type != DL_Q40;
     default:
         for (uint32_t i = 0; i < dl_op_n_src(op->code); i++)
             if (op->src[i].type != DL_F32)

@@ -208,8 +208,9 @@ static int after_results(struct maker *m, uint32_t rows, uint32_t cols)
         if (err || in_place)
             goto out;
     }
-    if (m->f.kind == VK_MM_CARRY) /* a code that falls on a border takes a whole step along */
-        t->results[t->n_results++] = (struct trial_result){.view = view, .bound = 0.1};
+    if (m->f.kind == VK_MM_CARRY) /* a code that falls on a border takes a whole step along; fine steps have more */
+        t->results[t->n_results++] =
+            (struct trial_result){.view = view, .bound = m->after->dst.type == DL_Q80 ? 0.1 : 0.5};
     err = vk_make_buf(m, TRIAL_AFTER, vk_make_use(m, &m->after->dst), m->after->dst.type, rows, cols, &view);
 out: /* a value that falls on a border when it is rounded may go either way */
     t->results[t->n_results++] = (struct trial_result){.view = view, .bound = view.type == DL_F32 ? 1e-8 : 1e-5};
@@ -343,17 +344,17 @@ static void want_after(const struct maker *m, uint32_t i, double *want)
     }
 }
 
-/* What a row of that loses as Q80. */
+/* What a row of that loses when it is rounded. */
 static void want_lost(const struct maker *m, uint32_t i, double *want)
 {
     want_after(m, i, want);
     for (uint32_t o = 0; o < m->t->results[0].view.cols; o += DL_BLOCK) {
-        struct dl_q80 block;
+        uint8_t block[sizeof(struct dl_q120)]; /* the largest */
         float v[DL_BLOCK];
         for (uint32_t j = 0; j < DL_BLOCK; j++)
             v[j] = (float)want[o + j];
-        dl_row_from_f32(DL_Q80, v, &block, DL_BLOCK);
-        dl_row_to_f32(DL_Q80, &block, v, DL_BLOCK);
+        dl_row_from_f32(m->after->dst.type, v, block, DL_BLOCK);
+        dl_row_to_f32(m->after->dst.type, block, v, DL_BLOCK);
         for (uint32_t j = 0; j < DL_BLOCK; j++)
             want[o + j] -= (double)v[j];
     }

@@ -59,10 +59,11 @@ enum dl_act_fn { DL_ACT_SILU, DL_ACT_GELU /* tanh form */ };
  * dst aliases no source. Bounds are NMSE = sum((y - ref)^2) / sum(ref^2) against cpu/ref.c on the same inputs.
  *
  * CONVERT       dst[t][i] = src0[t][i] in another type (dl_row_from_f32 is the definition).
- *               src0: F32|F16 (n, cols); dst: F32|F16|BF16|Q80 (n, cols). Bound: exact, Q80 codes within 1 at ties.
+ *               src0: F32|F16 (n, cols); dst: F32|F16|BF16|Q80|Q120 (n, cols), Q120 of F32 and on a wire. Bound: exact, codes of blocks
+ *               within 1 at ties.
  *               With src1, F32 (n, cols), what rounding loses is carried to the next CONVERT with that src1: v = src0 + src1, or
  *               v = src0 where u.convert.first, which does not read src1; dst = v rounded; src1 = v - dst. It is the only
- *               source that an op writes, and overlaps neither src0, which is F32, nor dst, which is Q80. Bound: exact.
+ *               source that an op writes, and overlaps neither src0, which is F32, nor dst, which is Q80 or Q120. Bound: exact.
  *
  * RMS_NORM      dst[t][g*G+i] = src0[t][g*G+i] * w[i] / sqrt(mean_j(src0[t][g*G+j]^2) + eps), G = u.norm.group, w = src1.
  *               src0: F32 (n, cols); src1: F32 (1, G); dst: F32|Q80 (n, cols). cols % G == 0. dst may be src0 (F32).
@@ -94,7 +95,7 @@ enum dl_act_fn { DL_ACT_SILU, DL_ACT_GELU /* tanh form */ };
  * ADD           dst[t][i] = src0[t][i] + src1[t][i]. All F32 (n, cols); dst may be src0 or src1. Bound: exact.
  *
  * MERGE         dst[t][i] = src0[t][i] + (((w_0 + w_1) + w_2) + ...)[t][i] over the n_slices slices of the wire view, each
- *               added in f32 in slice order, so that every node gets the same bits. src0: F32 (n, cols), src1: F32|F16|Q80
+ *               added in f32 in slice order, so that every node gets the same bits. src0: F32 (n, cols), src1: F32|F16|Q80|Q120
  *               (n, cols) = slice 0; slice s starts u.merge.slice_bytes * s further; dst: F32, may be src0. Bound: exact.
  *
  * GATHER_ROWS   dst[r] = src0[out_row[r]], out_row from the batch. src0: F32 (tokens, cols); dst: F32 (n, cols);

@@ -12,7 +12,8 @@
 
 #define DL_BLOCK 32 /* values per quantised block */
 
-enum dl_type { DL_F32, DL_F16, DL_BF16, DL_Q40, DL_Q80, DL_TYPE_COUNT };
+enum dl_type { DL_F32, DL_F16, DL_BF16, DL_Q40, DL_Q80, DL_Q120, DL_TYPE_COUNT };
+#define DL_WEIGHT_TYPES DL_Q120 /* weights are of a type before this one */
 
 /* 18 bytes: byte j of qs holds value j in its low and value j + 16 in its high nibble; value = (nibble - 8) * d. */
 struct dl_q40 {
@@ -26,7 +27,16 @@ struct dl_q80 {
     int8_t qs[DL_BLOCK];
 };
 
-_Static_assert(sizeof(struct dl_q40) == 18 && sizeof(struct dl_q80) == 34, "blocks are packed");
+/* 50 bytes, and only what nodes send each other: value = code * d with code = 16 * qs + a nibble of `low`, in which byte j has that of
+ * value j in its low and that of value j + 16 in its high half. d has the range of a float: small values, too, get all of their bits. */
+struct dl_q120 {
+    uint16_t d; /* bf16 */
+    int8_t qs[DL_BLOCK];
+    uint8_t low[DL_BLOCK / 2];
+};
+
+_Static_assert(sizeof(struct dl_q40) == 18 && sizeof(struct dl_q80) == 34 && sizeof(struct dl_q120) == 50,
+               "blocks are packed");
 
 struct dl_type_info {
     const char *name;         /* "f32", "q40", ... */
@@ -35,7 +45,7 @@ struct dl_type_info {
 };
 const struct dl_type_info *dl_type_info(enum dl_type type); /* NULL for a value outside the enum */
 
-/* Of blocks with a scale: a product with such weights takes Q80 activations, one with float weights F32. */
+/* Weights of blocks with a scale: a product with them takes Q80 activations, one with float weights F32. */
 static inline bool dl_type_quantised(enum dl_type type)
 {
     return type == DL_Q40 || type == DL_Q80;
@@ -54,7 +64,8 @@ uint16_t dl_f32_to_bf16(float f);
 /* A row of n values to and from f32. n is a multiple of the type's block. `row` needs no alignment. Writing Q80 is
  * DL_OP_CONVERT's definition: d = f16(max|x| / 127), qs = round_half_even(x * 127 / max|x|), all zero where max|x| is 0;
  * writing Q40: d = f16(m / -8) with m the value of largest magnitude (sign kept), nibble = min(15, floor(x / d + 8.5)).
- * Both give finite blocks for finite input: d saturates at 65504. */
+ * Both give finite blocks for finite input: d saturates at 65504. Writing Q120: d = the least bf16 >= max|x| * (1 / 2047) in f32,
+ * code = round_half_even(x * (1 / d)), within -2047 .. 2047; all zero where max|x| < 2^-100. */
 void dl_row_to_f32(enum dl_type type, const void *row, float *out, size_t n);
 void dl_row_from_f32(enum dl_type type, const float *in, void *row, size_t n);
 

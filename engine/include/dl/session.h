@@ -105,7 +105,7 @@ struct dl_engine_opts {
     uint32_t max_sessions; /* at once; 0: 1 */
     uint32_t kv_tokens;    /* positions that all sessions may hold together, at least ctx; 0: a full context each */
     enum dl_type kv_type;  /* DL_F16, DL_F32 or DL_Q80 */
-    enum dl_type wire;     /* exchange precision between devices: DL_F32, DL_F16 or DL_Q80 */
+    enum dl_type wire;     /* exchange precision between devices: DL_F32, DL_F16 or DL_Q80, see dl_wire_type */
     enum dl_collective collective;
     dl_progress_fn *progress; /* called while the engine is made, not later; may be NULL */
     dl_sending_fn *sending;   /* likewise, in place of progress while weights are sent */
