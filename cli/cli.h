@@ -109,6 +109,8 @@ void cli_tcp_opts(const struct cli_opts *o, const struct dl_key *key, const dl_d
  * that is lost is closed, and the CPU takes its place. o, w and dev outlive it; closed after the engine. */
 struct cli_cluster;
 int cli_cluster_open(const struct cli_opts *o, const struct cli_workers *w, dl_device **dev, struct cli_cluster **out);
+/* Before the engine is made: workers that are not there may come later. Who refuses this root is an error as ever. */
+void cli_cluster_some(struct cli_cluster *c);
 /* Hears of all changes to its health. Before the engine is made. */
 void cli_cluster_tell(struct cli_cluster *c, void (*changed)(void *ud, const struct dl_engine_health *now), void *ud);
 const struct dl_cluster *cli_cluster_how(const struct cli_cluster *c);
@@ -130,6 +132,7 @@ struct cli_engine {
     uint32_t n_devices;
     struct cli_workers workers;  /* the rest of the cluster */
     struct cli_cluster *cluster; /* the way to them; NULL without */
+    bool some_workers;           /* those that are there when it is made will do; set before cli_load */
     void (*changed)(void *ud, const struct dl_engine_health *now); /* of a cluster; set before cli_load, may be NULL */
     void *changed_ud;
     uint32_t max_sessions;       /* at once, each with a full context; set before loading, 0: one */

@@ -80,15 +80,33 @@ struct cli_cluster {
     void *changed_ud;
 };
 
+/* What is wrong with all that failed: that some are not there, unless one is there and refuses. */
+static int worst_of(const int *errs, int n)
+{
+    int absent = DL_OK, busy = DL_OK;
+    for (int i = 0; i < n; i++) {
+        if (errs[i] == DL_EPEER || errs[i] == DL_ETIMEDOUT)
+            absent = errs[i];
+        else if (errs[i] == DL_EBUSY) /* perhaps with this root's last life */
+            busy = errs[i];
+        else if (errs[i])
+            return errs[i];
+    }
+    return absent ? absent : busy;
+}
+
 static int connect_workers(void *ud, const bool *wanted, bool all, uint32_t *who, dl_transport **out)
 {
     struct cli_cluster *c = ud;
     const char *const *names = (const char *const *)c->workers->v;
     const int n = (int)c->workers->n;
-    for (int i = 0; all && i < n; i++)
+    int errs[CLI_MAX_WORKERS] = {0};
+    if (!all)
+        return dl_tcp_connect_some(names, n, wanted, &c->tcp, who, out);
+    for (int i = 0; i < n; i++)
         who[i] = (uint32_t)i;
-    return all ? dl_tcp_connect(names, n, &c->tcp, NULL, out)
-               : dl_tcp_connect_some(names, n, wanted, &c->tcp, who, out);
+    int err = dl_tcp_connect(names, n, &c->tcp, errs, out), worst = worst_of(errs, n);
+    return err && worst ? worst : err;
 }
 
 static bool is_back(void *ud, uint32_t worker)
@@ -119,6 +137,11 @@ static void pass_on(void *ud, const struct dl_engine_health *now)
     const struct cli_cluster *c = ud;
     if (c->changed)
         c->changed(c->changed_ud, now);
+}
+
+void cli_cluster_some(struct cli_cluster *c)
+{
+    c->how.some = true;
 }
 
 void cli_cluster_tell(struct cli_cluster *c, void (*changed)(void *ud, const struct dl_engine_health *now), void *ud)

@@ -245,6 +245,8 @@ static int make_engine(const struct cli_opts *o, uint32_t ctx, uint32_t max_out,
         err = cli_cluster_open(o, &e->workers, &e->devices[0], &e->cluster);
     if (!err && e->cluster)
         cli_cluster_tell(e->cluster, e->changed, e->changed_ud);
+    if (!err && e->cluster && e->some_workers)
+        cli_cluster_some(e->cluster);
     if (err)
         return err;
     struct both both = {.e = e};

@@ -69,7 +69,8 @@ static void make_fingerprint(const struct cli_engine *e, char out[32])
 
 static int describe(const struct cli_opts *o, const struct cli_engine *e, struct cli_served *out)
 {
-    *out = (struct cli_served){.tok = e->tok, .created = (int64_t)time(NULL), .ctx = e->info.ctx, .cluster = e->workers.n > 0};
+    *out = (struct cli_served){
+        .tok = e->tok, .created = (int64_t)time(NULL), .ctx = e->info.ctx, .cluster = e->workers.n > 0};
     copy_name(out->name, sizeof out->name, dl_model_name(e->model));
     make_fingerprint(e, out->fingerprint);
     out->defaults = (struct cli_req_defaults){
@@ -100,6 +101,7 @@ static int serve(const struct cli_opts *o, struct cli_server *s, struct cli_engi
     e->progress_ud = s;
     e->changed = on_health;
     e->changed_ud = s;
+    e->some_workers = true; /* nobody may be there to start it again when the last worker is */
     int err = cli_load(o, 0, s->opts.parallel, e);
     if (!err)
         err = describe(o, e, &served);
@@ -107,6 +109,9 @@ static int serve(const struct cli_opts *o, struct cli_server *s, struct cli_engi
         return err;
     cli_server_nodes(s, e);
     cli_server_ready(s, &served);
+    struct dl_engine_health now; /* that it begins with less than all was not for a server that was still loading */
+    dl_engine_health(e->engine, &now);
+    on_health(s, &now);
     cli_interrupt_begin_service();
     if (!o->quiet)
         fprintf(stderr, "%s is served on %s, context %u tokens, %u answers at once. Ctrl-C ends it.\n", served.name,

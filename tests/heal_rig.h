@@ -21,6 +21,7 @@ struct heal {
     struct dl_loopback_faults faults; /* of the first cluster, and of those after it while again > 0 */
     int again, connects, stop_at, polls;
     bool dies_for_good;
+    bool some; /* may be started without those that are out */
     uint32_t forgiven_ms;
     int spares;       /* devices for the root, once its own has failed */
     int errs[N_MOST]; /* the last of each worker's */
@@ -120,6 +121,7 @@ static inline void heal_progress(void *ud, const char *phase, uint64_t done, uin
 static inline int heal_start(struct heal *h, struct dl_engine_opts o)
 {
     const struct dl_cluster how = {.n_workers = (uint32_t)h->r.n - 1,
+                                   .some = h->some,
                                    .connect = heal_connect,
                                    .is_back = heal_is_back,
                                    .stop = heal_stop,

@@ -199,13 +199,43 @@ static void another_one_meanwhile(void **state)
     heal_close(&p.h);
 }
 
+/* Not there yet when the engine is made: only who asks for it starts without it, and it is taken in when it comes. */
+static void started_without_one(void **state)
+{
+    (void)state;
+    struct pause p;
+    open_pause(&p);
+    p.h.out[1] = true;
+    rig_log_begin();
+    assert_int_equal(heal_start(&p.h, rig_opts()), DL_EPEER);
+    heal_end(&p.h);
+    p.h.some = true;
+    begin(&p);
+    said(&p, 2, 2, "going on with 2 of 3 nodes; who is missing is taken in when it comes\n");
+    assert_string_equal(p.h.health.text, "2 of 3 nodes are there");
+    one_more(&p);
+    p.h.out[1] = false;
+    p.h.answers[1] = true;
+    dl_sleep_ns(21 * S / 10);
+    assert_int_equal(dl_engine_tend(p.h.r.engine), 0);
+    one_more(&p);
+    said(&p, 3, 3, "node 2 is back: going on with 3 of 3 nodes\n");
+    end(&p);
+    for (int w = 0; w < 2; w++) /* nobody but the root is there */
+        p.h.out[w] = true;
+    begin(&p);
+    said(&p, 2, 1, "going on with 1 of 3 nodes; who is missing is taken in when it comes\n");
+    one_more(&p);
+    end(&p);
+    heal_close(&p.h);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(stopped_in_a_pause),
-        cmocka_unit_test(started_again_in_a_pause),
-        cmocka_unit_test(asked_in_vain),
-        cmocka_unit_test(another_one_meanwhile),
+        cmocka_unit_test(stopped_in_a_pause),  cmocka_unit_test(started_again_in_a_pause),
+        cmocka_unit_test(asked_in_vain),       cmocka_unit_test(another_one_meanwhile),
+        cmocka_unit_test(started_without_one),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

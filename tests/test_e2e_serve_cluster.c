@@ -99,6 +99,42 @@ static void workers_go_between_answers(void **state)
     workers_end(&c);
 }
 
+/* A server that is started while a worker is down serves with the others, and takes it in when it comes. One that is refused ends. */
+static void started_while_one_is_down(void **state)
+{
+    (void)state;
+    NEED_BIN();
+    NEED_DATA(model, "models/stories260K.gguf");
+    struct workers c;
+    struct served s;
+    struct e2e r;
+    char why[400];
+    workers_start(&c, 2);
+    proc_kill(&c.w[1]);
+    proc_free(&c.w[1]);
+    SERVE(&s, model, "--device", "cpu", "--threads", "1", "--ctx", "512", "--wire", "f32", "--workers", c.list);
+    E2E_HAS(s.said, "connection refused: is `dllama-vk worker` running there");
+    E2E_HAS(s.said, "warning: going on with 2 of 3 nodes; who is missing is taken in when it comes\n");
+    assert_int_equal(health(s.port, why, sizeof why), 200);
+    assert_string_equal(why, "2 of 3 nodes are there");
+    char *first = ask(s.port, "/v1/completions", "{\"prompt\":\"Once\",\"max_tokens\":30,\"temperature\":0}");
+    worker_start(&c, 1);
+    (void)served_says(&s, " is back: going on with 3 of 3 nodes");
+    for (uint64_t t0 = dl_now_ns(); health(s.port, why, sizeof why) != 200 || *why; dl_sleep_ns(SEC / 50))
+        assert_true(dl_now_ns() - t0 < 30 * SEC);
+    char *second = ask(s.port, "/v1/completions", "{\"prompt\":\"Once\",\"max_tokens\":30,\"temperature\":0}");
+    assert_string_equal(first, second);
+    free(first);
+    free(second);
+    E2E(&r, "serve", model, "--listen", "127.0.0.1:0", "--device", "cpu", "--workers",
+        c.list); /* they serve another root */
+    E2E_STATUS(&r, 1);
+    E2E_HAS(r.err, "it is busy: it works for another root");
+    e2e_free(&r);
+    served_stop(&s, 20000);
+    workers_end(&c);
+}
+
 /* A client whose server loses its GPU sees a pause, too. */
 static void its_gpu_is_lost(void **state)
 {
@@ -214,6 +250,7 @@ static void the_same_draws_as_alone(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {SERVE_TEST(a_client_sees_a_pause), SERVE_TEST(workers_go_between_answers),
-                                       SERVE_TEST(its_gpu_is_lost), SERVE_TEST(the_same_draws_as_alone)};
+                                       SERVE_TEST(started_while_one_is_down), SERVE_TEST(its_gpu_is_lost),
+                                       SERVE_TEST(the_same_draws_as_alone)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

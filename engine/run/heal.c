@@ -91,6 +91,8 @@ static void tell(dl_engine *e, enum dl_health state)
     now->n_all = h->how.n_workers + 1;
     if (state == DL_HEALTH_READY)
         now->text[0] = 0;
+    else if (!h->fault[0] && state == DL_HEALTH_DEGRADED)
+        snprintf(now->text, sizeof now->text, "%u of %u nodes are there", now->n_nodes, now->n_all);
     else if (h->fault[0])
         snprintf(now->text, sizeof now->text, "%.300s", h->fault);
     if (h->how.changed)
@@ -280,6 +282,8 @@ void eng_heal_planned(dl_engine *e)
     const uint32_t n = count_in(h), all = h->how.n_workers + 1;
     if (h->noted)
         dl_log(DL_LOG_WARN, "%s; going on with %u of %u nodes", h->fault, n, all);
+    else if (!h->stood && n < all)
+        dl_log(DL_LOG_WARN, "going on with %u of %u nodes; who is missing is taken in when it comes", n, all);
     h->noted = false;
     for (uint32_t w = 0; w < h->how.n_workers; w++) {
         struct eng_member *m = &h->members[w];
@@ -384,6 +388,8 @@ static int form_again(dl_engine *e)
         if (again && h->noted && !h->charged) {
             punish(h, true);
             again = excusable(h);
+        } else if (again && !h->stood && !round && h->how.some && (err == DL_EPEER || err == DL_ETIMEDOUT)) {
+            continue; /* with those who are there */
         } else if (again && !(err == DL_EDEVICE && replaces_device(e))) {
             again = (h->stood || round) && wait_for_more(e, until);
             err = again ? err : eng_heal_stop(e) ? DL_ECANCELED : err;
