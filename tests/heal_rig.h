@@ -139,6 +139,14 @@ static inline int heal_start(struct heal *h, struct dl_engine_opts o)
     return dl_engine_create(&o, &h->r.engine);
 }
 
+/* Looks after it, as a server without work does, until it has connected n times: how long it rests before that depends on the machine. */
+static inline void heal_until(struct heal *h, int n)
+{
+    for (uint64_t t0 = dl_now_ns(); h->connects < n && dl_now_ns() - t0 < 20 * S; dl_sleep_ns(S / 50))
+        (void)dl_engine_tend(h->r.engine);
+    assert_true(h->connects >= n);
+}
+
 static inline void heal_end(struct heal *h)
 {
     dl_engine_destroy(&h->r.engine);
