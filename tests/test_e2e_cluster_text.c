@@ -212,6 +212,34 @@ static void logits_are_near_those_of_one_machine(void **state)
     cluster_close(&c);
 }
 
+/* The same with a GPU among the nodes: it rounds its own sums, and adds up those of the others. */
+static void logits_with_a_gpu_are_near_those_of_one_machine(void **state)
+{
+    (void)state;
+    NEED_BIN();
+    NEED_DATA(experts, "refs/qwen3moe.gguf");
+    NEED_DATA(dense, "refs/qwen3.gguf");
+    if (!gpu_there())
+        skip();
+    struct cluster c;
+    cluster_open(&c);
+    worker_listens(&c, WORKER(&c, "--listen", "127.0.0.1:0", "--device", "vulkan:0"));
+    worker_listens(&c, WORKER(&c, CPU_WORKER));
+    char dump[TEMPDIR_LEN + 8];
+    snprintf(dump, sizeof dump, "%s/dump", c.dir);
+    for (int k = 0; k < (SANITIZED && !slow() ? 1 : 4); k++) {
+        const char *model = k < 2 ? experts : dense, *sums = k % 2 ? "oneshot" : "rs";
+        struct answer one = ANSWER(dump, model),
+                      got = ANSWER(dump, model, "--workers", c.list, "--split", "1:1:1", "--collective", sums);
+        double e = nmse(&got, &one);
+        if (!(e <= 1e-4))
+            fail_msg("%s, %s: NMSE %g", model, sums, e);
+        free_answer(&got);
+        free_answer(&one);
+    }
+    cluster_close(&c);
+}
+
 static void perplexity_over_a_cluster(void **state)
 {
     (void)state;
@@ -287,6 +315,7 @@ int main(void)
         cmocka_unit_test(same_text_on_1_to_8_nodes),
         cmocka_unit_test(mixed_devices_tell_the_same),
         cmocka_unit_test(logits_are_near_those_of_one_machine),
+        cmocka_unit_test(logits_with_a_gpu_are_near_those_of_one_machine),
         cmocka_unit_test(perplexity_over_a_cluster),
         cmocka_unit_test(every_node_counts),
     };
