@@ -20,6 +20,7 @@ struct heal {
     bool working[N_MOST];
     struct dl_loopback_faults faults; /* of the first cluster, and of those after it while again > 0 */
     int again, connects, stop_at, polls;
+    void *(*work[N_MOST])(void *worker); /* what worker w does when it is connected to; NULL: rig_work */
     bool dies_for_good;
     bool some; /* may be started without those that are out */
     uint32_t forgiven_ms;
@@ -63,7 +64,8 @@ static inline int heal_connect(void *ud, const bool *wanted, bool all, uint32_t 
         struct rig_worker *w = &h->r.workers[who[i - 1] + 1];
         w->t = t[i];
         w->err = 1;
-        assert_int_equal(pthread_create(&w->thread, NULL, rig_work, w), 0);
+        void *(*work)(void *) = h->work[who[i - 1]];
+        assert_int_equal(pthread_create(&w->thread, NULL, work ? work : rig_work, w), 0);
         h->working[who[i - 1]] = true;
     }
     if (faulty && h->dies_for_good)

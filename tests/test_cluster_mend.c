@@ -216,6 +216,7 @@ static void what_is_left_is_too_small(void **state)
         assert_true(i ? took < S : took > 3 * S / 10); /* waited for the lost one; once is enough */
         assert_true(rig_log_has("node 2 lost in step 2: "));
         assert_true(rig_log_has("; the 2 of 3 nodes that are left cannot go on: over a limit"));
+        assert_false(rig_log_has("going on with"));
         assert_int_equal(h.states[0], DL_HEALTH_HEALING);
         assert_int_equal(h.health.state, DL_HEALTH_DOWN);
         assert_int_equal(h.health.n_nodes, 0);
@@ -239,6 +240,42 @@ static void what_is_left_is_too_small(void **state)
     dl_session_destroy(&s);
     heal_end(&h);
     h.r.dev->fns = true_fns;
+    heal_close(&h);
+    rig_log_end();
+}
+
+/* A worker with so much to load that the root says meanwhile how it goes on. */
+static bool slow, heard;
+static int slow_create(dl_device *dev, const struct dl_buf_desc *desc, dl_buf **out)
+{
+    for (uint64_t t0 = dl_now_ns(); slow && !heard && dl_now_ns() - t0 < 20 * S; dl_sleep_ns(S / 50))
+        heard = rig_log_has("; going on with 2 of 3 nodes\n");
+    return true_fns->buf_create(dev, desc, out);
+}
+
+static void said_while_it_loads(void **state)
+{
+    (void)state;
+    struct heal h;
+    healthy(NULL);
+    heal_open(&h, NULL, 3);
+    dl_device *dev = h.r.workers[1].dev;
+    true_fns = dev->fns;
+    struct dl_device_fns late = *true_fns;
+    late.buf_create = slow_create;
+    dev->fns = &late;
+    h.faults = (struct dl_loopback_faults){.die_node = 2, .die_after = 6};
+    h.dies_for_good = true;
+    slow = heard = false;
+    rig_log_begin();
+    assert_int_equal(heal_start(&h, rig_opts()), 0);
+    slow = true;
+    assert_int_equal(life(h.r.engine, h.r.prompt, got, got_row), 0);
+    assert_memory_equal(got, want, sizeof want);
+    assert_true(heard);
+    assert_int_equal(root_lines(), 1); /* once is enough */
+    heal_end(&h);
+    dev->fns = true_fns;
     heal_close(&h);
     rig_log_end();
 }
@@ -354,6 +391,59 @@ static void less_for_the_small_one(void **state)
     rig_log_end();
 }
 
+/* A GPU that had room by what it says of itself, and refuses the cache of its share, or its buffers, when they are made. */
+static uint64_t kv_room, kv_most, refusals; /* kv_room 0: no room for anything */
+static int full_create(dl_device *dev, const struct dl_buf_desc *desc, dl_buf **out)
+{
+    if (desc->use == DL_BUF_KV)
+        kv_most = DL_MAX(kv_most, desc->bytes);
+    if (kv_room && (desc->use != DL_BUF_KV || desc->bytes <= kv_room))
+        return true_fns->buf_create(dev, desc, out);
+    refusals++;
+    return refusal; /* what it says itself is in this node's log */
+}
+
+/* It gets half of its share each time, or is left out, and there is one line about it. */
+static void less_for_one_that_cannot_say_why(void **state)
+{
+    (void)state;
+    struct heal h;
+    healthy(NULL);
+    heal_open(&h, NULL, 3);
+    dl_device *dev = h.r.workers[2].dev;
+    true_fns = dev->fns;
+    struct dl_device_fns full = *true_fns;
+    full.buf_create = full_create;
+    dev->fns = &full;
+    for (int round = 0; round < 5; round++) {
+        const bool none = round % 2;
+        struct dl_engine_opts o = rig_opts();
+        o.measure = round == 4; /* shares follow speed, and memory, of which there is more than enough */
+        refusal = round < 2 ? DL_ELIMIT : DL_ENOMEM;
+        kv_room = UINT64_MAX;
+        kv_most = refusals = 0;
+        rig_log_begin();
+        assert_int_equal(heal_start(&h, o), 0);
+        heal_end(&h);
+        rig_log_begin();
+        kv_room = none ? 0 : kv_most - 1;
+        assert_int_equal(heal_start(&h, o), 0);
+        assert_int_equal(h.health.n_nodes, none ? 2 : 3);
+        assert_true(refusals > 0 && refusals < 8);
+        if ((root_lines() != 1 && !o.measure) || /* which gives advice as well */
+            !rig_log_has("node 2 failed in loading weights: ") ||
+            !rig_log_has(none ? "; going on with 2 of 3 nodes\n" : "; going on with 3 of 3 nodes\n"))
+            fail_msg("%s", rig_logged.text.v);
+        assert_int_equal(life(h.r.engine, h.r.prompt, got, got_row), 0);
+        assert_memory_equal(got, want, sizeof want);
+        heal_end(&h);
+    }
+    refusal = DL_ELIMIT;
+    dev->fns = true_fns;
+    heal_close(&h);
+    rig_log_end();
+}
+
 static void one_token(struct heal *h, dl_session *s, int i)
 {
     struct dl_step_item item = {.session = s, .tokens = &want[i], .n = 1, .want = DL_WANT_BEST};
@@ -432,10 +522,12 @@ int main(void)
         cmocka_unit_test(a_device_that_breaks),
         cmocka_unit_test(a_node_that_stops),
         cmocka_unit_test(the_roots_device_breaks),
+        cmocka_unit_test(said_while_it_loads),
         cmocka_unit_test(both_at_once),
         cmocka_unit_test(what_is_left_is_too_small),
         cmocka_unit_test(stopped_while_it_waits),
         cmocka_unit_test(less_for_the_small_one),
+        cmocka_unit_test(less_for_one_that_cannot_say_why),
         cmocka_unit_test(asked_again_when_it_may_have_more),
         cmocka_unit_test(the_root_holds_its_share),
     };

@@ -7,6 +7,8 @@
 
 #include <stdatomic.h>
 
+#include "link.h"
+
 static atomic_bool told[N_MOST];
 
 static bool told_to(void *ud)
@@ -218,7 +220,14 @@ static void started_without_one(void **state)
     p.h.answers[1] = true;
     heal_until(&p.h, 2);
     one_more(&p);
-    said(&p, 3, 3, "node 2 is back: going on with 3 of 3 nodes\n");
+    said(&p, 3, 3, "node 2 has come: going on with 3 of 3 nodes\n"); /* it was never there */
+    user_stops(&p, 1);
+    p.h.out[1] = true;
+    notice(&p, BY_TENDING);
+    p.h.out[1] = false;
+    heal_until(&p.h, 4);
+    said(&p, 5, 3, "node 2 is back: going on with 3 of 3 nodes\n");
+    one_more(&p);
     end(&p);
     for (int w = 0; w < 2; w++) /* nobody but the root is there */
         p.h.out[w] = true;
@@ -229,12 +238,67 @@ static void started_without_one(void **state)
     heal_close(&p.h);
 }
 
+/* A worker of another version, which can be connected to. */
+static void *work_as_a_stranger(void *arg)
+{
+    struct rig_worker *w = arg;
+    struct eng_link l = {.t = w->t, .node = 0, .who = "test"};
+    const struct eng_hello hello = {ENG_PROTOCOL, "0.0.1", "a test"};
+    struct eng_out o = {0};
+    struct eng_in in;
+    w->err = eng_link_recv(&l, ENG_CONTROL_MOST, 5 * S, &in);
+    eng_hello_write(&o, &hello);
+    if (!w->err)
+        w->err = eng_link_send(&l, &o);
+    while (!w->err && eng_in_type(&in) != ENG_MSG_ERROR)
+        w->err = eng_link_recv(&l, ENG_CONTROL_MOST, 5 * S, &in);
+    eng_link_finish(&l);
+    eng_out_finish(&o);
+    dl_transport_close(&w->t);
+    return NULL;
+}
+
+/* It was started again as something that does not belong here: that is said once, however often it is asked, and again after it was back. */
+static void comes_back_as_another(void **state)
+{
+    (void)state;
+    struct pause p;
+    open_pause(&p);
+    p.h.forgiven_ms = 100;
+    begin(&p);
+    one_more(&p);
+    for (int i = 0; i < 2; i++) {
+        const int at = p.h.connects;
+        const unsigned lines = root_lines();
+        user_stops(&p, 1);
+        p.h.work[1] = work_as_a_stranger;
+        notice(&p, BY_TENDING);
+        heal_until(&p.h, at + 2); /* with it, and without */
+        said(&p, lines + 2, 2, "node 2 lost in a pause: its user has stopped it\n");
+        said(&p, lines + 2, 2, "node 2 failed in joining: it is version 0.0.1 (protocol ");
+        said(&p, lines + 2, 2, "): install the same on all nodes; going on with 2 of 3 nodes\n");
+        one_more(&p);
+        if (i)
+            break;
+        p.h.answers[1] = true;
+        heal_until(&p.h, at + 4);
+        said(&p, lines + 2, 2, "");
+        p.h.work[1] = NULL;
+        heal_until(&p.h, at + 5);
+        said(&p, lines + 3, 3, "node 2 is back: going on with 3 of 3 nodes\n");
+        p.h.answers[1] = false;
+        one_more(&p);
+    }
+    end(&p);
+    heal_close(&p.h);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(stopped_in_a_pause),  cmocka_unit_test(started_again_in_a_pause),
         cmocka_unit_test(asked_in_vain),       cmocka_unit_test(another_one_meanwhile),
-        cmocka_unit_test(started_without_one),
+        cmocka_unit_test(started_without_one), cmocka_unit_test(comes_back_as_another),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

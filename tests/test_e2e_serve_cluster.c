@@ -119,7 +119,7 @@ static void started_while_one_is_down(void **state)
     assert_string_equal(why, "2 of 3 nodes are there");
     char *first = ask(s.port, "/v1/completions", "{\"prompt\":\"Once\",\"max_tokens\":30,\"temperature\":0}");
     worker_start(&c, 1);
-    (void)served_says(&s, " is back: going on with 3 of 3 nodes");
+    (void)served_says(&s, " has come: going on with 3 of 3 nodes");
     for (uint64_t t0 = dl_now_ns(); health(s.port, why, sizeof why) != 200 || *why; dl_sleep_ns(SEC / 50))
         assert_true(dl_now_ns() - t0 < 30 * SEC);
     char *second = ask(s.port, "/v1/completions", "{\"prompt\":\"Once\",\"max_tokens\":30,\"temperature\":0}");

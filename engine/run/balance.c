@@ -117,14 +117,9 @@ int eng_balance(dl_engine *e)
     const uint32_t n = e->n_slices;
     struct dl_split_node *nodes;
     char *names;
-    double shares[ENG_MOST_NODES];
     int err = describe_all(e, &nodes, &names);
-    if (!err && e->heal) { /* which are less than 1 where a node could not make room for what it was to have */
-        (void)eng_heal_shares(e, shares);
-        for (uint32_t i = 0; i < n; i++)
-            if (nodes[i].memory && shares[i] < 1)
-                nodes[i].memory = DL_MAX(1, (uint64_t)((double)nodes[i].memory * shares[i]));
-    }
+    for (uint32_t i = 0; i < n && !err; i++)
+        nodes[i].memory = eng_heal_room(e, i, nodes[i].memory);
     struct dl_split_input in = {.model = dl_model_name(e->model),
                                 .h = e->h,
                                 .types = &e->types,

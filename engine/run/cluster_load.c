@@ -68,14 +68,13 @@ static int check_memory(struct eng_cluster *c, const struct eng_peer *p, const s
             "it plans another computation for its slice than the root does: install the same build "
             "on all nodes");
     double need = dl_gib(m->kv) + dl_gib(m->act) + dl_gib(m->copied);
-    if (!m->fits) {
-        eng_heal_memory(c->e, p->link.node, need, dl_gib(m->avail));
+    eng_heal_memory(c->e, p->link.node, m);
+    if (!m->fits)
         return eng_cluster_blame(
             c, p, DL_ELIMIT,
             "it needs %.2f GiB (KV cache %.2f, activations %.2f, weights %.2f), %.2f GiB are free: give it a smaller "
             "share (--split), or use a smaller --ctx or --batch",
             need, dl_gib(m->kv), dl_gib(m->act), dl_gib(m->copied), dl_gib(m->avail));
-    }
     if (m->avail && dl_gib(m->mapped) > dl_gib(m->avail) - need)
         dl_log(DL_LOG_WARN,
                "%s: has %.2f GiB of weights, %.2f GiB are free: it will read them from disk again and again",
@@ -175,6 +174,7 @@ static int take_ready(struct eng_peer *p, const struct eng_in *in)
 static int take_one(struct eng_cluster *c, uint64_t timeout_ns, struct eng_peer **from)
 {
     struct eng_in in;
+    eng_heal_loading(c->e);
     int err = eng_cluster_poll(c, ENG_CONTROL_MOST, timeout_ns, from, &in);
     if (err || !*from)
         return err;

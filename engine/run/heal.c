@@ -27,15 +27,22 @@
 #define MOST_ROUNDS 32u    /* of forming it, each without the one who failed */
 #define MOST_ATTEMPTS 8u   /* at one batch */
 #define LOOK_NS UINT64_C(20000000)
-#define LEAST_SHARE 0.01 /* of what the others have: below, a worker is of no use */
+#define LONG_NS (3 * SECOND_NS) /* who waits longer than this for weights hears meanwhile how it goes on */
+#define LEAST_SHARE 0.01        /* of what the others have, or of its first one: below, a worker is of no use */
+#define ROOMY 1.1               /* a part of the memory stays free */
 
 struct eng_member {
     char name[160];            /* "node 2 (10.0.0.7:9990)" */
     double share, first_share; /* now, and before it turned out to lack memory */
+    double tried_share;        /* when the engine was last formed */
+    uint64_t room;             /* where shares follow memory: bytes that it may have; else 0 */
+    double use, least;         /* what parts of that the first share, and activations alone, take; else 1 and 0 */
     unsigned faults, drops;    /* drops: how often it had not even memory for LEAST_SHARE, since it last was in */
     uint64_t fault_ns, not_before_ns, seen_ns; /* seen_ns: free, since it was dropped */
     bool went;                                 /* it was not any more, since then: something there has changed */
     bool is_in, was_in;                        /* now, and when the log last said who is */
+    bool known;                                /* it was in once */
+    char refusal[240];                         /* why it refused to be in, as the log has said; empty since it was in */
 };
 
 struct eng_heal {
@@ -50,11 +57,13 @@ struct eng_heal {
     bool down;       /* and the last attempt at that has failed */
     bool noted;      /* a fault, not yet told */
     bool charged;    /* and what it costs who did it is settled */
+    bool stale;      /* and the log has it already: a refusal that was repeated */
     uint32_t faulty; /* the worker; n_workers: nobody knows */
     int code;
     unsigned unknowns; /* such faults since a step succeeded */
     char fault[544];
     uint64_t formed_ns, took_ns, tried_ns; /* when it last was whole, how long that took, when it was tried last */
+    uint64_t planned_ns;                   /* while weights are loaded: since when */
     struct dl_engine_health health;
 };
 
@@ -72,6 +81,16 @@ const double *eng_heal_shares(const dl_engine *e, double *out)
     for (uint32_t i = 1; i < e->n_slices; i++)
         out[i] = h->members[h->who[i - 1]].share;
     return out;
+}
+
+uint64_t eng_heal_room(const dl_engine *e, uint32_t node, uint64_t memory)
+{
+    const struct eng_heal *h = e->heal;
+    if (!h || !node || !memory)
+        return memory;
+    struct eng_member *m = &h->members[h->who[node - 1]];
+    m->room = memory;
+    return m->share < 1 ? DL_MAX(1, (uint64_t)((double)memory * m->share)) : memory;
 }
 
 static uint32_t count_in(const struct eng_heal *h)
@@ -117,32 +136,61 @@ int eng_heal_stop(const dl_engine *e)
 
 /* ---------------------------------------------------------------------------------------------------- faults */
 
+static bool is_memory(int code)
+{
+    return code == DL_ELIMIT || code == DL_ENOMEM;
+}
+
+/* It says of itself, or the root of it, that they do not go together: another version, another plan, no kernel. Asking again does not help. */
+static bool refuses_again(struct eng_member *m, int code, const char *why)
+{
+    if (code != DL_EUNSUP)
+        return false;
+    char text[sizeof m->refusal];
+    snprintf(text, sizeof text, "%s", why);
+    const bool again = !strcmp(text, m->refusal);
+    memcpy(m->refusal, text, sizeof text);
+    return again;
+}
+
 void eng_heal_fault(dl_engine *e, int node, int code, const char *phase, const char *why)
 {
     struct eng_heal *h = e->heal;
     if (!h || (h->noted && !h->charged))
         return;
     const uint32_t who = node > 0 ? h->who[node - 1] : h->how.n_workers;
-    const bool same = h->noted && node > 0 && who == h->faulty && h->code == DL_EPEER && code == DL_EPEER;
-    if (h->noted && !same) /* another one, before there was anybody to go on with */
+    const bool pending = h->noted && !h->stale;
+    const bool stale = node > 0 && refuses_again(&h->members[who], code, why);
+    const bool same = h->noted && node > 0 && who == h->faulty &&
+                      ((h->code == DL_EPEER && code == DL_EPEER) || (is_memory(h->code) && is_memory(code)));
+    if (pending && !same && !stale) /* another one, before there was anybody to go on with */
         dl_log(DL_LOG_WARN, "%s", h->fault);
     h->noted = true;
     h->charged = false;
     h->code = code;
     h->faulty = who;
-    if (same) /* who is lost was asked once more, in vain: that it was lost is the news */
+    h->stale = stale && !pending;
+    if (same || (stale && pending)) /* it was asked once more, in vain: what happened before is the news */
         return;
     const char *name = node > 0 ? h->members[h->faulty].name : "a node";
     snprintf(h->fault, sizeof h->fault, "%.200s %s in %.60s: %.240s", name, code == DL_EPEER ? "lost" : "failed", phase,
              why);
 }
 
-void eng_heal_memory(dl_engine *e, int node, double need, double avail)
+void eng_heal_memory(dl_engine *e, int node, const struct eng_memory *needs)
 {
     struct eng_heal *h = e->heal;
+    const double avail = dl_gib(needs->avail), act = dl_gib(needs->act);
+    const double need = dl_gib(needs->kv) + act + dl_gib(needs->copied);
     if (!h || node < 1 || !(need > 0) || (h->shares_given && !h->stood))
         return;
     struct eng_member *m = &h->members[h->who[node - 1]];
+    if (m->share == m->first_share) {
+        m->use = m->room ? DL_MIN(need / dl_gib(m->room), 1.0) : 1;
+        m->least = m->room ? act / dl_gib(m->room) : 0;
+    }
+    if (needs->fits)
+        return;
     double sum = h->root_share, others;
     for (uint32_t i = 1; i < e->n_slices; i++)
         sum += h->members[h->who[i - 1]].share;
@@ -154,8 +202,19 @@ void eng_heal_memory(dl_engine *e, int node, double need, double avail)
         m->share = 0;
 }
 
-/* Without memory for any share of use it is asked again later, for its first one, each time after twice as long: that disturbs those who
- * compute. */
+/* It had room by its own count, but not when it came to it: from now on half of its share, or of the memory that this took beside activations,
+ * which every node needs. */
+static void halve(struct eng_member *m)
+{
+    if (m->share != m->tried_share) /* it said how much it lacks */
+        return;
+    const double least = m->least * ROOMY, most = m->use * m->first_share - least;
+    const double rest = (DL_MIN(m->share, m->use * m->first_share) - least) / 2;
+    m->share = rest > 0 && rest >= LEAST_SHARE * most ? least + rest : 0;
+}
+
+/* Who has no memory for any share of use, or refuses, is asked again later, for its first one, each time after twice as long: that disturbs
+ * those who compute. */
 static void drop(struct eng_member *m, uint64_t until_ns)
 {
     m->not_before_ns = until_ns;
@@ -177,9 +236,15 @@ static void punish(struct eng_heal *h, bool in_step)
     struct eng_member *m = &h->members[h->faulty];
     m->faults = now - m->fault_ns > h->forgiven_ns ? 1 : m->faults + 1;
     m->fault_ns = now;
-    if (h->code == DL_ELIMIT || h->code == DL_ENOMEM) {
+    const uint64_t long_ns = h->forgiven_ns << DL_MIN(m->drops, MOST_DROPS);
+    if (h->code == DL_EUNSUP) {
+        drop(m, now + long_ns);
+        return;
+    }
+    if (is_memory(h->code)) {
+        halve(m);
         if (m->share == 0)
-            drop(m, now + (h->forgiven_ns << DL_MIN(m->drops, MOST_DROPS)));
+            drop(m, now + long_ns);
         else if (m->faults > 2 * LONGEST_LEAVE)
             m->not_before_ns = now + h->forgiven_ns;
         return;
@@ -198,8 +263,8 @@ static bool excusable(const struct eng_heal *h)
         return h->unknowns < 2;
     if (h->stood || h->code == DL_EPEER)
         return true;
-    bool memory = h->code == DL_ELIMIT || h->code == DL_ENOMEM;
-    return memory ? !h->shares_given : h->code != DL_EUNSUP && h->code != DL_EINVAL && h->code != DL_EFORMAT;
+    return is_memory(h->code) ? !h->shares_given
+                              : h->code != DL_EUNSUP && h->code != DL_EINVAL && h->code != DL_EFORMAT;
 }
 
 /* The root's own device is of no use any more. The engine is in pieces, and has nothing on it. */
@@ -254,6 +319,7 @@ static void choose(struct eng_heal *h)
         h->wanted[w] = now >= m->not_before_ns;
         if (h->wanted[w] && m->share == 0)
             m->share = m->first_share;
+        m->tried_share = m->share;
     }
 }
 
@@ -274,23 +340,37 @@ static void name_members(struct eng_heal *h, const dl_transport *t)
     }
 }
 
-void eng_heal_planned(dl_engine *e)
+/* What happened, and with whom it goes on: those who have all that they need for it. */
+static void say(struct eng_heal *h)
 {
-    struct eng_heal *h = e->heal;
-    if (!h)
-        return;
     const uint32_t n = count_in(h), all = h->how.n_workers + 1;
+    h->planned_ns = 0;
     if (h->noted)
-        dl_log(DL_LOG_WARN, "%s; going on with %u of %u nodes", h->fault, n, all);
+        dl_log(h->stale ? DL_LOG_INFO : DL_LOG_WARN, "%s; going on with %u of %u nodes", h->fault, n, all);
     else if (!h->stood && n < all)
         dl_log(DL_LOG_WARN, "going on with %u of %u nodes; who is missing is taken in when it comes", n, all);
     h->noted = false;
     for (uint32_t w = 0; w < h->how.n_workers; w++) {
         struct eng_member *m = &h->members[w];
         if (h->stood && m->is_in && !m->was_in)
-            dl_log(DL_LOG_WARN, "%s is back: going on with %u of %u nodes", m->name, n, all);
+            dl_log(DL_LOG_WARN, "%s %s: going on with %u of %u nodes", m->name,
+                   m->known || m->faults ? "is back" : "has come", n, all);
         m->was_in = m->is_in;
+        m->known = m->known || m->is_in;
     }
+}
+
+void eng_heal_planned(dl_engine *e)
+{
+    if (e->heal)
+        e->heal->planned_ns = dl_now_ns();
+}
+
+void eng_heal_loading(dl_engine *e)
+{
+    struct eng_heal *h = e->heal;
+    if (h && h->stood && h->planned_ns && dl_now_ns() - h->planned_ns > LONG_NS)
+        say(h);
 }
 
 /* Who lacked memory, went and is there again was started anew, or has done another root's work: now it may have more. */
@@ -340,6 +420,10 @@ static int give_up(dl_engine *e, int err)
 {
     struct eng_heal *h = e->heal;
     if (err == DL_ECANCELED) {
+        if (h->noted && h->planned_ns) { /* who did not wait for the end is to know what for */
+            dl_log(h->stale ? DL_LOG_INFO : DL_LOG_WARN, "%s", h->fault);
+            h->noted = false;
+        }
         tell(e, DL_HEALTH_DOWN);
         return err;
     }
@@ -349,6 +433,8 @@ static int give_up(dl_engine *e, int err)
                h->how.n_workers + 1, dl_err_text(err));
     else if (h->noted)
         dl_log(DL_LOG_ERROR, "%s", h->fault);
+    for (uint32_t w = 0; lost && w < h->how.n_workers; w++) /* as the log now says */
+        h->members[w].was_in = h->members[w].was_in && h->members[w].is_in;
     h->noted = false;
     h->down = true;
     tell(e, DL_HEALTH_DOWN);
@@ -360,6 +446,7 @@ static int form_once(dl_engine *e, bool all)
 {
     struct eng_heal *h = e->heal;
     dl_transport *t = NULL;
+    h->planned_ns = 0;
     choose(h);
     int err = h->how.connect(h->how.ud, h->wanted, all, h->who, &t);
     if (err)
@@ -397,8 +484,12 @@ static int form_again(dl_engine *e)
         if (!again)
             return give_up(e, err);
     }
+    say(h);
     for (uint32_t w = 0; w < h->how.n_workers; w++)
-        h->members[w].drops = h->members[w].is_in ? 0 : h->members[w].drops;
+        if (h->members[w].is_in) {
+            h->members[w].drops = 0;
+            h->members[w].refusal[0] = 0;
+        }
     h->formed_ns = dl_now_ns();
     h->took_ns = h->formed_ns - begun;
     h->stood = true;
@@ -477,6 +568,7 @@ int eng_heal_create(dl_engine *e, const struct dl_cluster *how)
     h->root_share = shares ? shares[0] : 1;
     for (uint32_t w = 0; w < n; w++) {
         h->members[w].share = h->members[w].first_share = shares ? shares[w + 1] : 1;
+        h->members[w].use = 1;
         snprintf(h->members[w].name, sizeof h->members[w].name, "node %u", w + 1);
     }
     return form_again(e);

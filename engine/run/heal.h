@@ -15,6 +15,8 @@ void eng_heal_destroy(struct eng_heal **heal);
 
 /* The shares of the nodes that are there: out (n_slices), which it returns. */
 const double *eng_heal_shares(const dl_engine *e, double *out);
+/* A node is to get as much of the model as fits into so many bytes: less where it could not make room for what it was to have. */
+uint64_t eng_heal_room(const dl_engine *e, uint32_t node, uint64_t memory);
 /* Which node that is to the user: 0 the root. */
 uint32_t eng_heal_number(const dl_engine *e, int node);
 
@@ -22,10 +24,13 @@ uint32_t eng_heal_number(const dl_engine *e, int node);
 void eng_heal_fault(dl_engine *e, int node, int code, const char *phase, const char *why);
 /* That was not in a step but between two: what eng_heal_ready will do about it. */
 void eng_heal_between(dl_engine *e);
-/* While the engine is formed: all whom it is formed with are there and have room for their shares, so that the log can say how it goes on. */
+/* While the engine is formed: all whom it is formed with are there and have room for their shares. How it goes on is logged when it stands, or
+ * by the other, called while weights are loaded, when that takes long. */
 void eng_heal_planned(dl_engine *e);
-/* A node that has not memory enough: its next share is smaller. */
-void eng_heal_memory(dl_engine *e, int node, double need, double avail);
+void eng_heal_loading(dl_engine *e);
+/* What a node's share needs of its free memory: where it does not fit, its next share is smaller. */
+struct eng_memory;
+void eng_heal_memory(dl_engine *e, int node, const struct eng_memory *needs);
 
 /* While the engine is formed or sessions are evaluated again: does the caller want an end? Then DL_ECANCELED, not logged. */
 int eng_heal_stop(const dl_engine *e);
