@@ -44,7 +44,8 @@ static void compare(cpu_kernel *(*pick)(const struct dl_op *op), enum dl_type ty
                     uint32_t cols)
 {
     uint64_t w_row, x_row, packed_bytes;
-    assert_true(dl_row_bytes(type, cols, &w_row) && dl_row_bytes(DL_Q80, cols, &x_row));
+    assert_true(dl_row_bytes(type, cols, &w_row));
+    assert_true(dl_row_bytes(DL_Q80, cols, &x_row));
     struct dl_buf_desc desc = {"w", DL_BUF_WEIGHT, type, rows, cols, rows * w_row};
     assert_true(cpu_pack_bytes(&desc, &packed_bytes));
     uint8_t *w = dl_xcalloc(rows, w_row), *x = dl_xcalloc(n, x_row), *packed = dl_xcalloc(1, packed_bytes);
