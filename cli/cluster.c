@@ -75,6 +75,7 @@ struct cli_cluster {
     char about[CLI_ABOUT];
     struct dl_tcp_opts tcp;
     dl_tcp_watch *watch;
+    char refusals[CLI_MAX_WORKERS][256]; /* of each worker: why it was there and could not be had, as was last said */
     struct dl_cluster how;
     void (*changed)(void *ud, const struct dl_engine_health *now);
     void *changed_ud;
@@ -101,18 +102,35 @@ static int connect_workers(void *ud, const bool *wanted, bool all, uint32_t *who
     const char *const *names = (const char *const *)c->workers->v;
     const int n = (int)c->workers->n;
     int errs[CLI_MAX_WORKERS] = {0};
-    if (!all)
-        return dl_tcp_connect_some(names, n, wanted, &c->tcp, who, out);
+    if (!all) {
+        int err = dl_tcp_connect_some(names, n, wanted, &c->tcp, who, out);
+        for (int i = 1; !err && i < dl_transport_n_nodes(*out); i++)
+            c->refusals[who[i - 1]][0] = 0;
+        return err;
+    }
     for (int i = 0; i < n; i++)
         who[i] = (uint32_t)i;
     int err = dl_tcp_connect(names, n, &c->tcp, errs, out), worst = worst_of(errs, n);
     return err && worst ? worst : err;
 }
 
+/* Who is missing may have been started again in another way: then waiting for it does not help. Said once, and when it is something else. */
+static void say_refusal(struct cli_cluster *c, uint32_t worker)
+{
+    char why[sizeof c->refusals[0]];
+    if (!dl_tcp_watch_refuses(c->watch, (int)worker, why, sizeof why) || !strcmp(why, c->refusals[worker]))
+        return;
+    memcpy(c->refusals[worker], why, sizeof why);
+    dl_log(DL_LOG_WARN, "node %u (%s) is there, but cannot be taken in: %s", worker + 1, c->workers->v[worker], why);
+}
+
 static bool is_back(void *ud, uint32_t worker)
 {
     struct cli_cluster *c = ud;
-    return dl_tcp_watch_free(c->watch, (int)worker);
+    if (dl_tcp_watch_free(c->watch, (int)worker))
+        return true;
+    say_refusal(c, worker);
+    return false;
 }
 
 static void introduce(struct cli_cluster *c)

@@ -135,6 +135,49 @@ static void started_while_one_is_down(void **state)
     workers_end(&c);
 }
 
+/* A worker is started again with a key, which the others have not: the server says so once, and serves without it. */
+static void restarted_with_another_key(void **state)
+{
+    (void)state;
+    NEED_BIN();
+    NEED_DATA(model, "models/stories260K.gguf");
+    struct workers c;
+    struct served s;
+    char key[TEMPDIR_LEN + 8], line[200];
+    struct e2e r;
+    workers_start(&c, 2);
+    SERVE(&s, model, "--device", "cpu", "--threads", "1", "--ctx", "512", "--wire", "f32", "--workers", c.list);
+    snprintf(key, sizeof key, "%s/key", c.dir[1]);
+    E2E(&r, "keygen", key);
+    E2E_STATUS(&r, 0);
+    e2e_free(&r);
+    snprintf(line, sizeof line, "warning: node 2 (%s) is there, but cannot be taken in: it runs with a key",
+             c.address[1]);
+    for (int i = 0; i < 2; i++) {
+        s.n_said = 0;
+        memset(s.said, 0, sizeof s.said);
+        proc_kill(&c.w[1]);
+        proc_free(&c.w[1]);
+        setenv("DLLAMA_KEY_FILE", key, 1);
+        worker_start(&c, 1);
+        unsetenv("DLLAMA_KEY_FILE");
+        (void)served_says(&s, line);
+        (void)served_says(&s, ": give all nodes the same --key FILE\n");
+        if (i)
+            break;
+        char *text = ask(s.port, "/v1/completions", "{\"prompt\":\"Once\",\"max_tokens\":30,\"temperature\":0}");
+        free(text);
+        dl_sleep_ns(25 * SEC / 10); /* it is looked at again */
+        proc_kill(&c.w[1]);
+        proc_free(&c.w[1]);
+        worker_start(&c, 1);
+        (void)served_says(&s, " is back: going on with 3 of 3 nodes");
+        assert_ptr_equal(strstr(strstr(s.said, line) + 1, line), NULL);
+    }
+    served_stop(&s, 20000);
+    workers_end(&c);
+}
+
 /* A client whose server loses its GPU sees a pause, too. */
 static void its_gpu_is_lost(void **state)
 {
@@ -249,8 +292,8 @@ static void the_same_draws_as_alone(void **state)
 
 int main(void)
 {
-    const struct CMUnitTest tests[] = {SERVE_TEST(a_client_sees_a_pause), SERVE_TEST(workers_go_between_answers),
-                                       SERVE_TEST(started_while_one_is_down), SERVE_TEST(its_gpu_is_lost),
-                                       SERVE_TEST(the_same_draws_as_alone)};
+    const struct CMUnitTest tests[] = {SERVE_TEST(a_client_sees_a_pause),     SERVE_TEST(workers_go_between_answers),
+                                       SERVE_TEST(started_while_one_is_down), SERVE_TEST(restarted_with_another_key),
+                                       SERVE_TEST(its_gpu_is_lost),           SERVE_TEST(the_same_draws_as_alone)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -123,6 +123,14 @@ static void again_and_again(void **state)
     cluster_close(&c);
 }
 
+static void refuses(dl_tcp_watch *w, int i, const char *says)
+{
+    char why[256];
+    const bool does = dl_tcp_watch_refuses(w, i, why, sizeof why);
+    if (does != (*says != 0) || !strstr(why, says))
+        fail_msg("%d refuses: '%s', not '%s'", i, why, says);
+}
+
 static bool becomes(dl_tcp_watch *w, int i, bool is_free)
 {
     uint64_t t0 = dl_now_ns();
@@ -163,11 +171,13 @@ static void a_watch(void **state)
         assert_int_equal(dl_tcp_connect(all, 1, &opts, NULL, &root), DL_OK);
         accept_one(l, &t);
         assert_true(becomes(w, 0, false)); /* busy */
+        refuses(w, 0, "");
         dl_transport_close(&root);
         dl_transport_close(&t);
         assert_true(becomes(w, 0, true));
         dl_tcp_listener_close(&l);
         assert_true(becomes(w, 0, false)); /* gone */
+        refuses(w, 0, "");
         assert_int_equal(dl_tcp_listen(name, &opts, &l), DL_OK);
         assert_true(becomes(w, 0, true)); /* and back */
         assert_false(dl_tcp_watch_free(w, 1));
@@ -175,6 +185,10 @@ static void a_watch(void **state)
             assert_false(dl_tcp_watch_free(w, 1));
             assert_false(dl_tcp_watch_free(w, 2));
         }
+        refuses(w, 0, "");
+        refuses(w, 1, ""); /* nobody knows what it would say */
+        refuses(w, 2, key ? "it refused this side's key: both need the same key file" : ": install the same version");
+        refuses(w, 3, "");
         dl_tcp_watch_close(&w);
         assert_null(w);
         close(fd);

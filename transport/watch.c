@@ -2,17 +2,18 @@
  *
  * transport/watch.c: which workers could be had, asked of themselves: a connection with all that a root shows (key, protocol, build), to which
  * a free worker answers with its hello and others with why not. Everything happens on the thread of a loop; callers and it share
- * two numbers per worker.
+ * two numbers and a text per worker.
  */
+#include <pthread.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
 #include "dial.h"
 
-#define LOOK_NS ((uint64_t)1000000000)        /* from the end of one look to the next */
-#define ASKED_NS ((uint64_t)5 * 1000000000)   /* nobody has wanted to know for so long: it is not looked at */
-#define FRESH_NS ((uint64_t)3 * 1000000000)   /* what is older than that is not known any more */
+#define LOOK_NS ((uint64_t)1000000000)      /* from the end of one look to the next */
+#define ASKED_NS ((uint64_t)5 * 1000000000) /* nobody has wanted to know for so long: it is not looked at */
+#define FRESH_NS ((uint64_t)3 * 1000000000) /* what is older than that is not known any more */
 #define SILENT_NS ((uint64_t)2 * 1000000000)
 #define TICK_MS 100
 
@@ -24,6 +25,7 @@ struct looked_at {
     uint64_t next_ns, deadline_ns;
     uint8_t text[1024];
     atomic_uint_least64_t asked_ns, free_ns; /* any thread: when somebody wanted to know, and when it last was free */
+    char refusal[TP_WHY_MOST + 1];           /* (w->lock): why it refuses; empty: it does not */
 };
 
 struct dl_tcp_watch {
@@ -33,24 +35,28 @@ struct dl_tcp_watch {
     struct looked_at *v;
     uv_timer_t tick;
     unsigned n_open; /* the timer, and links of ours */
+    pthread_mutex_t lock;
 };
 
 /* A look is over. */
-static void looked(struct looked_at *k, bool is_free)
+static void looked(struct looked_at *k, bool is_free, const char *refusal)
 {
     uint64_t now = dl_now_ns();
     k->looking = false;
     k->link = NULL;
     k->next_ns = now + LOOK_NS;
     atomic_store_explicit(&k->free_ns, is_free ? now : 0, memory_order_relaxed);
+    pthread_mutex_lock(&k->w->lock);
+    snprintf(k->refusal, sizeof k->refusal, "%s", refusal);
+    pthread_mutex_unlock(&k->w->lock);
 }
 
 static void look_failed(struct tp_dial *d, int err, const char *why)
 {
     struct looked_at *k = d->ud;
-    (void)err;
+    const bool refuses = err == DL_EUNSUP || err == DL_EFORMAT || err == DL_EINVAL;
     dl_log(DL_LOG_DEBUG, "transport: %s cannot be had: %s", d->target, why);
-    looked(k, false);
+    looked(k, false, refuses ? why : "");
 }
 
 static void link_open(struct tp_link *l)
@@ -75,9 +81,12 @@ static int link_end(struct tp_link *l, const struct tp_frame *f)
 {
     struct looked_at *k = l->ud;
     struct tp_hello h;
+    char why[TP_WHY_MOST + 1] = "";
     bool is_free = f->type == TP_HELLO && !tp_hello_get(k->text, f->length, &h) && h.purpose == TP_ANSWER;
+    if (f->type == TP_REFUSE && f->flags != TP_NO_BUSY)
+        tp_text_get(k->text, f->length, why, TP_WHY_MOST);
     tp_link_close(l);
-    looked(k, is_free);
+    looked(k, is_free, why);
     return DL_ECANCELED;
 }
 
@@ -121,7 +130,7 @@ static void give_up(struct looked_at *k)
     tp_dial_stop(&k->dial);
     if (l)
         tp_link_close(l);
-    looked(k, false);
+    looked(k, false, "");
 }
 
 static void tick(uv_timer_t *timer)
@@ -172,6 +181,7 @@ int dl_tcp_watch_open(const char *const *workers, int n, const struct dl_tcp_opt
     dl_tcp_watch *w = dl_calloc(1, sizeof *w);
     if (!w)
         return DL_ENOMEM;
+    pthread_mutex_init(&w->lock, NULL);
     w->n = n;
     w->v = dl_calloc((size_t)n + 1, sizeof *w->v);
     int err = w->v ? tp_conf_init(&w->conf, opts) : DL_ENOMEM;
@@ -197,6 +207,17 @@ bool dl_tcp_watch_free(dl_tcp_watch *w, int i)
     uint64_t now = dl_now_ns(), seen = atomic_load_explicit(&w->v[i].free_ns, memory_order_relaxed);
     atomic_store_explicit(&w->v[i].asked_ns, now, memory_order_relaxed);
     return seen && now < seen + FRESH_NS;
+}
+
+bool dl_tcp_watch_refuses(dl_tcp_watch *w, int i, char *why, size_t cap)
+{
+    *why = 0;
+    if (i < 0 || i >= w->n)
+        return false;
+    pthread_mutex_lock(&w->lock);
+    snprintf(why, cap, "%s", w->v[i].refusal);
+    pthread_mutex_unlock(&w->lock);
+    return *why;
 }
 
 /* Nothing of it is left on the loop. */
@@ -228,6 +249,7 @@ void dl_tcp_watch_close(dl_tcp_watch **watch)
     }
     tp_loop_destroy(&w->loop);
     tp_conf_finish(&w->conf);
+    pthread_mutex_destroy(&w->lock);
     free(w->v);
     free(w);
 }
