@@ -26,6 +26,7 @@ struct looked_at {
     uint8_t text[1024];
     atomic_uint_least64_t asked_ns, free_ns; /* any thread: when somebody wanted to know, and when it last was free */
     char refusal[TP_WHY_MOST + 1];           /* (w->lock): why it refuses; empty: it does not */
+    uint64_t refused_ns;                     /* (w->lock): when */
 };
 
 struct dl_tcp_watch {
@@ -48,6 +49,7 @@ static void looked(struct looked_at *k, bool is_free, const char *refusal)
     atomic_store_explicit(&k->free_ns, is_free ? now : 0, memory_order_relaxed);
     pthread_mutex_lock(&k->w->lock);
     snprintf(k->refusal, sizeof k->refusal, "%s", refusal);
+    k->refused_ns = now;
     pthread_mutex_unlock(&k->w->lock);
 }
 
@@ -215,7 +217,8 @@ bool dl_tcp_watch_refuses(dl_tcp_watch *w, int i, char *why, size_t cap)
     if (i < 0 || i >= w->n)
         return false;
     pthread_mutex_lock(&w->lock);
-    snprintf(why, cap, "%s", w->v[i].refusal);
+    if (dl_now_ns() < w->v[i].refused_ns + FRESH_NS)
+        snprintf(why, cap, "%s", w->v[i].refusal);
     pthread_mutex_unlock(&w->lock);
     return *why;
 }

@@ -190,8 +190,8 @@ typedef struct dl_tcp_watch dl_tcp_watch;
 int dl_tcp_watch_open(const char *const *workers, int n, const struct dl_tcp_opts *opts, dl_tcp_watch **out);
 /* Was worker i free when last looked at, at most three seconds ago? Does not wait. Any thread. */
 bool dl_tcp_watch_free(dl_tcp_watch *w, int i);
-/* Was it there when last looked at, and is not free because it refuses this side (another key, version, program), not because it is busy?
- * Then why, in words with what to do (cap > 0). Any thread. */
+/* Was it there when last looked at, at most three seconds ago, and refused this side: another key, version, program? Then why, in words with
+ * what to do (cap > 0). Not who is only busy. Does not wait. Any thread. */
 bool dl_tcp_watch_refuses(dl_tcp_watch *w, int i, char *why, size_t cap);
 void dl_tcp_watch_close(dl_tcp_watch **w); /* nulls *w, accepts &NULL */
 
