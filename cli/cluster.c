@@ -179,6 +179,7 @@ int cli_cluster_open(const struct cli_opts *o, const struct cli_workers *w, dl_d
         return err;
     introduce(c);
     c->how = (struct dl_cluster){.n_workers = w->n,
+                                 .names = (const char *const *)w->v,
                                  .connect = connect_workers,
                                  .is_back = is_back,
                                  .stop = cli_interrupted,

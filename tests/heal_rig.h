@@ -122,7 +122,9 @@ static inline void heal_progress(void *ud, const char *phase, uint64_t done, uin
 
 static inline int heal_start(struct heal *h, struct dl_engine_opts o)
 {
+    static const char *const names[N_MOST] = {"here", "there", "yonder", "far", "farther"};
     const struct dl_cluster how = {.n_workers = (uint32_t)h->r.n - 1,
+                                   .names = names,
                                    .some = h->some,
                                    .connect = heal_connect,
                                    .is_back = heal_is_back,
@@ -209,8 +211,10 @@ static inline void healthy(const char *path)
 static inline unsigned root_lines(void)
 {
     unsigned n = 0;
+    pthread_mutex_lock(&rig_logged.lock);
     for (const char *at = rig_logged.text.v; at && *at; at = strchr(at, '\n') + 1)
         n += strncmp(at, "worker: ", 8) != 0;
+    pthread_mutex_unlock(&rig_logged.lock);
     return n;
 }
 

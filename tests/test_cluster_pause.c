@@ -238,6 +238,63 @@ static void started_without_one(void **state)
     heal_close(&p.h);
 }
 
+/* Those that are there cannot hold the model, by what is free or by the shares that they were given: one line says who is missing, too. */
+static void too_large_without_one(void **state)
+{
+    (void)state;
+    struct pause p;
+    struct dl_engine_opts o = rig_opts();
+    static const double shares[] = {1, 1, 1};
+    open_pause(&p);
+    p.h.some = p.h.out[1] = true;
+    o.ctx = DL_MAX_SEQ;
+    o.max_sessions = 60;
+    o.measure = true;
+    rig_log_begin();
+    assert_int_equal(heal_start(&p.h, o), DL_ELIMIT);
+    heal_end(&p.h);
+    if (!rig_log_has("memory: dllama-vk demo needs ") ||
+        !rig_log_has("); node 2 (there) is missing; free, of which a ") ||
+        !rig_log_has("): start who is missing, or some ") || root_lines() != 2)
+        fail_msg("%s", rig_logged.text.v);
+    o = rig_opts();
+    o.shares = shares;
+    p.h.r.workers[1].opts.memory = 1000;
+    rig_log_begin();
+    assert_int_equal(heal_start(&p.h, o), DL_ELIMIT);
+    heal_end(&p.h);
+    if (!rig_log_has("node 1 failed in planning: it needs ") || !rig_log_has("; node 2 (there) is missing\n") ||
+        root_lines() != 2)
+        fail_msg("%s", rig_logged.text.v);
+    heal_close(&p.h);
+    rig_log_end();
+}
+
+/* A worker that comes back without memory for anything, where shares follow memory: the others go on without it. */
+static void comes_back_with_next_to_nothing(void **state)
+{
+    (void)state;
+    struct pause p;
+    struct dl_engine_opts o = rig_opts();
+    open_pause(&p);
+    o.measure = true;
+    rig_log_begin();
+    assert_int_equal(heal_start(&p.h, o), 0);
+    user_stops(&p, 1);
+    p.h.r.workers[2].opts.memory = 100000;
+    const unsigned lines = root_lines(); /* there may be advice */
+    assert_int_equal(dl_engine_tend(p.h.r.engine), 0);
+    said(&p, lines + 2, 2, "node 2 lost in a pause: its user has stopped it\n");
+    said(&p, lines + 2, 2,
+         "node 2 failed in planning: it has 0.00 GiB free, too little even for the activations that every node "
+         "needs; going on with 2 of 3 nodes\n");
+    assert_int_equal(life(p.h.r.engine, p.h.r.prompt, got, got_row), 0);
+    assert_memory_equal(got, want, sizeof want);
+    heal_end(&p.h);
+    heal_close(&p.h);
+    rig_log_end();
+}
+
 /* A worker of another version, which can be connected to. */
 static void *work_as_a_stranger(void *arg)
 {
@@ -296,9 +353,10 @@ static void comes_back_as_another(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(stopped_in_a_pause),  cmocka_unit_test(started_again_in_a_pause),
-        cmocka_unit_test(asked_in_vain),       cmocka_unit_test(another_one_meanwhile),
-        cmocka_unit_test(started_without_one), cmocka_unit_test(comes_back_as_another),
+        cmocka_unit_test(stopped_in_a_pause),    cmocka_unit_test(started_again_in_a_pause),
+        cmocka_unit_test(asked_in_vain),         cmocka_unit_test(another_one_meanwhile),
+        cmocka_unit_test(started_without_one),   cmocka_unit_test(comes_back_as_another),
+        cmocka_unit_test(too_large_without_one), cmocka_unit_test(comes_back_with_next_to_nothing),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -219,12 +219,17 @@ static int refuse(const struct eng_split_cost *c, const struct dl_split *s, uint
     char nodes[768], all[24], w[24], k[24], a[24], free_text[24];
     double weights = 0, kv = 0, act = c->act_base * c->in->n_nodes, have = 0;
     const struct dl_split_node *small = too_small(c);
+    const bool missing = c->in->missing && *c->in->missing;
     per_node(c, s, nodes, sizeof nodes);
     if (c->in->shares)
         return dl_fail(DL_ELIMIT,
                        "memory: %s does not fit in these shares with a context of %u: needed of what is free: %s: use "
                        "other shares or --split auto, a smaller --ctx or --batch, or --kv q80",
                        c->in->model, ctx, nodes);
+    if (small && c->in->small && small != c->in->nodes) {
+        *c->in->small = (uint32_t)(small - c->in->nodes);
+        return DL_ELIMIT;
+    }
     if (small)
         return dl_fail(DL_ELIMIT,
                        "memory: %s has %s free, of which a twentieth stays so; a node needs %s for activations alone: "
@@ -244,11 +249,12 @@ static int refuse(const struct eng_split_cost *c, const struct dl_split *s, uint
     double each = usable((uint64_t)(have / c->in->n_nodes), false) - c->act_base; /* > 0: none is too small */
     return dl_fail(
         DL_ELIMIT,
-        "memory: %s needs %s (weights %s, KV cache %s for a context of %u, activations %s); free, of which a "
-        "twentieth stays so: %s (%s): some %.0f nodes like these would do, or a smaller --ctx or --batch, or "
+        "memory: %s needs %s (weights %s, KV cache %s for a context of %u, activations %s)%s%s; free, of which a "
+        "twentieth stays so: %s (%s): %ssome %.0f nodes like these would do, or a smaller --ctx or --batch, or "
         "--kv q80",
         c->in->model, size_text(all, weights + kv + act), size_text(w, weights), size_text(k, kv), ctx,
-        size_text(a, act), size_text(free_text, have), nodes, ceil((weights + kv) / each) + 1);
+        size_text(a, act), missing ? "; " : "", missing ? c->in->missing : "", size_text(free_text, have), nodes,
+        missing ? "start who is missing, or " : "", ceil((weights + kv) / each) + 1);
 }
 
 /* Sizes and times of the slices that are in s->parts. */

@@ -117,6 +117,8 @@ int eng_balance(dl_engine *e)
     const uint32_t n = e->n_slices;
     struct dl_split_node *nodes;
     char *names;
+    uint32_t small = 0;
+    char missing[300];
     int err = describe_all(e, &nodes, &names);
     for (uint32_t i = 0; i < n && !err; i++)
         nodes[i].memory = eng_heal_room(e, i, nodes[i].memory);
@@ -125,6 +127,8 @@ int eng_balance(dl_engine *e)
                                 .types = &e->types,
                                 .nodes = nodes,
                                 .n_nodes = n,
+                                .missing = eng_heal_missing(e, missing, sizeof missing),
+                                .small = e->heal && e->epoch ? &small : NULL,
                                 .link = link_of(e),
                                 .alike = DL_SPLIT_ALIKE,
                                 .ctx = e->kv.refs ? e->ctx : o->ctx,
@@ -140,6 +144,14 @@ int eng_balance(dl_engine *e)
     struct dl_split split = {0};
     if (!err)
         err = dl_split_make(&in, &split);
+    if (err == DL_ELIMIT && small && eng_heal_no_room(e, (int)small)) {
+        struct eng_cluster *c = e->cluster;
+        eng_cluster_phase(c, "planning");
+        (void)eng_cluster_blame(c, &c->peers[small - 1], err,
+                                "it has %.2f GiB free, too little even for the activations that every node needs",
+                                dl_gib(nodes[small].memory));
+        eng_cluster_leave(c, err, c->blame);
+    }
     if (!err) {
         for (uint32_t i = 0; i < n; i++)
             e->slices[i] = split.parts[i].slice;

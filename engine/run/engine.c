@@ -44,6 +44,8 @@ static int check_memory(const dl_engine *e, uint64_t copied)
 {
     uint64_t need = 0, avail = dl_mem_available();
     bool host_only = true;
+    char buf[300];
+    const char *missing = eng_heal_missing(e, buf, sizeof buf);
     for (uint32_t d = 0; d < e->n_nodes; d++)
         host_only = host_only && e->nodes[d].dev->threads;
     if (!avail || !host_only)
@@ -53,9 +55,9 @@ static int check_memory(const dl_engine *e, uint64_t copied)
         return dl_fail(
             DL_ELIMIT,
             "memory: %s needs %.2f GiB beside its file (KV cache %.2f for a context of %u, activations %.2f, weights "
-            "%.2f), %.2f GiB are free: use a smaller --ctx or --batch%s",
+            "%.2f), %.2f GiB are free: use a smaller --ctx or --batch%s%s%s",
             dl_model_name(e->model), dl_gib(need), dl_gib(e->info.kv_bytes), e->ctx, dl_gib(e->info.act_bytes),
-            dl_gib(copied), dl_gib(avail), e->model->made ? ", or fewer --layers" : "");
+            dl_gib(copied), dl_gib(avail), e->model->made ? ", or fewer --layers" : "", *missing ? "; " : "", missing);
     if (e->info.weight_bytes - copied > avail - need)
         dl_log(DL_LOG_WARN,
                "memory: %s has %.2f GiB of weights, %.2f GiB are free: they will be read from disk again and again",

@@ -11,6 +11,7 @@
 #include <string.h>
 
 #include "cluster.h"
+#include "heal_state.h"
 
 #define SECOND_NS UINT64_C(1000000000)
 #define DEFAULT_PATIENCE_MS 15000u
@@ -28,69 +29,12 @@
 #define MOST_ATTEMPTS 8u   /* at one batch */
 #define LOOK_NS UINT64_C(20000000)
 #define LONG_NS (3 * SECOND_NS) /* who waits longer than this for weights hears meanwhile how it goes on */
-#define LEAST_SHARE 0.01        /* of what the others have, or of its first one: below, a worker is of no use */
-#define ROOMY 1.1               /* a part of the memory stays free */
-
-struct eng_member {
-    char name[160];            /* "node 2 (10.0.0.7:9990)" */
-    double share, first_share; /* now, and before it turned out to lack memory */
-    double tried_share;        /* when the engine was last formed */
-    uint64_t room;             /* where shares follow memory: bytes that it may have; else 0 */
-    double use, least;         /* what parts of that the first share, and activations alone, take; else 1 and 0 */
-    unsigned faults, drops;    /* drops: how often it had not even memory for LEAST_SHARE, since it last was in */
-    uint64_t fault_ns, not_before_ns, seen_ns; /* seen_ns: free, since it was dropped */
-    bool went;                                 /* it was not any more, since then: something there has changed */
-    bool is_in, was_in;                        /* now, and when the log last said who is */
-    bool known;                                /* it was in once */
-    char refusal[240];                         /* why it refused to be in, as the log has said; empty since it was in */
-};
-
-struct eng_heal {
-    struct dl_cluster how;
-    struct eng_member *members; /* (n_workers) */
-    bool *wanted;
-    uint32_t *who; /* (n_workers): the worker behind node i + 1 */
-    double root_share;
-    uint64_t forgiven_ns; /* without a fault this long, the next one counts as the first */
-    bool shares_given;
-    bool stood;      /* it was whole once */
-    bool down;       /* and the last attempt at that has failed */
-    bool noted;      /* a fault, not yet told */
-    bool charged;    /* and what it costs who did it is settled */
-    bool stale;      /* and the log has it already: a refusal that was repeated */
-    uint32_t faulty; /* the worker; n_workers: nobody knows */
-    int code;
-    unsigned unknowns; /* such faults since a step succeeded */
-    char fault[544];
-    uint64_t formed_ns, took_ns, tried_ns; /* when it last was whole, how long that took, when it was tried last */
-    uint64_t planned_ns;                   /* while weights are loaded: since when */
-    struct dl_engine_health health;
-};
 
 /* -------------------------------------------------------------------------------------------------- who is who */
 
 uint32_t eng_heal_number(const dl_engine *e, int node)
 {
     return node > 0 && e->heal ? e->heal->who[node - 1] + 1 : (uint32_t)node;
-}
-
-const double *eng_heal_shares(const dl_engine *e, double *out)
-{
-    const struct eng_heal *h = e->heal;
-    out[0] = h->root_share;
-    for (uint32_t i = 1; i < e->n_slices; i++)
-        out[i] = h->members[h->who[i - 1]].share;
-    return out;
-}
-
-uint64_t eng_heal_room(const dl_engine *e, uint32_t node, uint64_t memory)
-{
-    const struct eng_heal *h = e->heal;
-    if (!h || !node || !memory)
-        return memory;
-    struct eng_member *m = &h->members[h->who[node - 1]];
-    m->room = memory;
-    return m->share < 1 ? DL_MAX(1, (uint64_t)((double)memory * m->share)) : memory;
 }
 
 static uint32_t count_in(const struct eng_heal *h)
@@ -128,6 +72,23 @@ void dl_engine_health(const dl_engine *e, struct dl_engine_health *out)
         snprintf(out->text, sizeof out->text, "%s", dl_err_text(e->failed));
 }
 
+const char *eng_heal_missing(const dl_engine *e, char *out, size_t cap)
+{
+    const struct eng_heal *h = e->heal;
+    size_t at = 0;
+    uint32_t n = 0;
+    *out = 0;
+    for (uint32_t w = 0; h && w < h->how.n_workers; w++) {
+        if (h->members[w].is_in)
+            continue;
+        if (cap - at > 100 && ++n) /* else there are too many to name */
+            at += (size_t)snprintf(out + at, 80, "%s%.60s", n > 1 ? ", " : "", h->members[w].name);
+    }
+    if (n)
+        snprintf(out + at, cap - at, n > 1 ? " are missing" : " is missing");
+    return out;
+}
+
 int eng_heal_stop(const dl_engine *e)
 {
     const struct eng_heal *h = e->heal;
@@ -135,11 +96,6 @@ int eng_heal_stop(const dl_engine *e)
 }
 
 /* ---------------------------------------------------------------------------------------------------- faults */
-
-static bool is_memory(int code)
-{
-    return code == DL_ELIMIT || code == DL_ENOMEM;
-}
 
 /* It says of itself, or the root of it, that they do not go together: another version, another plan, no kernel. Asking again does not help. */
 static bool refuses_again(struct eng_member *m, int code, const char *why)
@@ -161,8 +117,9 @@ void eng_heal_fault(dl_engine *e, int node, int code, const char *phase, const c
     const uint32_t who = node > 0 ? h->who[node - 1] : h->how.n_workers;
     const bool pending = h->noted && !h->stale;
     const bool stale = node > 0 && refuses_again(&h->members[who], code, why);
-    const bool same = h->noted && node > 0 && who == h->faulty &&
-                      ((h->code == DL_EPEER && code == DL_EPEER) || (is_memory(h->code) && is_memory(code)));
+    const bool same =
+        h->noted && node > 0 && who == h->faulty &&
+        ((h->code == DL_EPEER && code == DL_EPEER) || (eng_heal_is_memory(h->code) && eng_heal_is_memory(code)));
     if (pending && !same && !stale) /* another one, before there was anybody to go on with */
         dl_log(DL_LOG_WARN, "%s", h->fault);
     h->noted = true;
@@ -175,42 +132,6 @@ void eng_heal_fault(dl_engine *e, int node, int code, const char *phase, const c
     const char *name = node > 0 ? h->members[h->faulty].name : "a node";
     snprintf(h->fault, sizeof h->fault, "%.200s %s in %.60s: %.240s", name, code == DL_EPEER ? "lost" : "failed", phase,
              why);
-}
-
-void eng_heal_memory(dl_engine *e, int node, const struct eng_memory *needs)
-{
-    struct eng_heal *h = e->heal;
-    const double avail = dl_gib(needs->avail), act = dl_gib(needs->act);
-    const double need = dl_gib(needs->kv) + act + dl_gib(needs->copied);
-    if (!h || node < 1 || !(need > 0) || (h->shares_given && !h->stood))
-        return;
-    struct eng_member *m = &h->members[h->who[node - 1]];
-    if (m->share == m->first_share) {
-        m->use = m->room ? DL_MIN(need / dl_gib(m->room), 1.0) : 1;
-        m->least = m->room ? act / dl_gib(m->room) : 0;
-    }
-    if (needs->fits)
-        return;
-    double sum = h->root_share, others;
-    for (uint32_t i = 1; i < e->n_slices; i++)
-        sum += h->members[h->who[i - 1]].share;
-    others = sum - m->share;
-    /* Some of what it needs does not depend on its share, so that this may have to be done again. */
-    double part = m->share / sum * DL_MAX(avail, 0.0) / need * 0.95;
-    m->share = part < 1 ? DL_MIN(m->share, part / (1 - part) * others) : m->share;
-    if (m->share < LEAST_SHARE * others)
-        m->share = 0;
-}
-
-/* It had room by its own count, but not when it came to it: from now on half of its share, or of the memory that this took beside activations,
- * which every node needs. */
-static void halve(struct eng_member *m)
-{
-    if (m->share != m->tried_share) /* it said how much it lacks */
-        return;
-    const double least = m->least * ROOMY, most = m->use * m->first_share - least;
-    const double rest = (DL_MIN(m->share, m->use * m->first_share) - least) / 2;
-    m->share = rest > 0 && rest >= LEAST_SHARE * most ? least + rest : 0;
 }
 
 /* Who has no memory for any share of use, or refuses, is asked again later, for its first one, each time after twice as long: that disturbs
@@ -241,8 +162,8 @@ static void punish(struct eng_heal *h, bool in_step)
         drop(m, now + long_ns);
         return;
     }
-    if (is_memory(h->code)) {
-        halve(m);
+    if (eng_heal_is_memory(h->code)) {
+        eng_heal_halve(m);
         if (m->share == 0)
             drop(m, now + long_ns);
         else if (m->faults > 2 * LONGEST_LEAVE)
@@ -263,8 +184,8 @@ static bool excusable(const struct eng_heal *h)
         return h->unknowns < 2;
     if (h->stood || h->code == DL_EPEER)
         return true;
-    return is_memory(h->code) ? !h->shares_given
-                              : h->code != DL_EUNSUP && h->code != DL_EINVAL && h->code != DL_EFORMAT;
+    return eng_heal_is_memory(h->code) ? !h->shares_given
+                                       : h->code != DL_EUNSUP && h->code != DL_EINVAL && h->code != DL_EFORMAT;
 }
 
 /* The root's own device is of no use any more. The engine is in pieces, and has nothing on it. */
@@ -428,11 +349,13 @@ static int give_up(dl_engine *e, int err)
         return err;
     }
     bool lost = h->stood && h->fault[0];
+    char buf[300];
+    const char *missing = eng_heal_missing(e, buf, sizeof buf);
     if (lost)
         dl_log(DL_LOG_ERROR, "%s; the %u of %u nodes that are left cannot go on: %s", h->fault, count_in(h),
                h->how.n_workers + 1, dl_err_text(err));
     else if (h->noted)
-        dl_log(DL_LOG_ERROR, "%s", h->fault);
+        dl_log(DL_LOG_ERROR, "%s%s%s", h->fault, *missing ? "; " : "", missing);
     for (uint32_t w = 0; lost && w < h->how.n_workers; w++) /* as the log now says */
         h->members[w].was_in = h->members[w].was_in && h->members[w].is_in;
     h->noted = false;
@@ -569,7 +492,8 @@ int eng_heal_create(dl_engine *e, const struct dl_cluster *how)
     for (uint32_t w = 0; w < n; w++) {
         h->members[w].share = h->members[w].first_share = shares ? shares[w + 1] : 1;
         h->members[w].use = 1;
-        snprintf(h->members[w].name, sizeof h->members[w].name, "node %u", w + 1);
+        const char *at = how->names ? how->names[w] : NULL;
+        snprintf(h->members[w].name, sizeof h->members[w].name, at ? "node %u (%.100s)" : "node %u", w + 1, at);
     }
     return form_again(e);
 }

@@ -31,6 +31,10 @@ void eng_heal_loading(dl_engine *e);
 /* What a node's share needs of its free memory: where it does not fit, its next share is smaller. */
 struct eng_memory;
 void eng_heal_memory(dl_engine *e, int node, const struct eng_memory *needs);
+/* A node that has no memory for any share at all: true where it is done without, once it is blamed. What is so at the start is for the user. */
+bool eng_heal_no_room(dl_engine *e, int node);
+/* "node 2 (10.0.0.7:9990) is missing": the workers that the engine is being formed without; empty: none. */
+const char *eng_heal_missing(const dl_engine *e, char *out, size_t cap);
 
 /* While the engine is formed or sessions are evaluated again: does the caller want an end? Then DL_ECANCELED, not logged. */
 int eng_heal_stop(const dl_engine *e);

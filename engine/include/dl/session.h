@@ -50,6 +50,7 @@ struct dl_engine_health {
  * Worker w is node w + 1 to the user, whoever of the others is there. */
 struct dl_cluster {
     uint32_t n_workers;
+    const char *const *names; /* (n_workers) where they are, for messages; outlive the engine. May be NULL */
     bool some; /* the engine may be made without those that are not there; else only with all, and is without some later only */
     /* A transport of which this process is node 0, to the workers w with wanted[w]: `all`: to each of them, or an error (logged; DL_EPEER or
      * DL_ETIMEDOUT: some are not there, and nothing else is wrong); else to those that can be had by now, to none if need be. who[i] is the worker behind node i + 1. The transport is the engine's. */

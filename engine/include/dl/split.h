@@ -36,6 +36,9 @@ struct dl_split_input {
     const struct dl_split_node *nodes; /* (n_nodes), the root first */
     uint32_t n_nodes;
     struct dl_split_link link;
+    const char *missing;    /* who else could hold some of it, for messages: "node 2 is missing"; NULL or empty: nobody */
+    /* NULL, or where to put the number of a node after the first that has no memory even for what every node needs. That is not logged. */
+    uint32_t *small;
     const double *shares; /* (n_nodes) relative, > 0: take these for all phases; NULL: find the best */
     double
         alike; /* nodes whose rates differ by less than this are taken as equal: 0.1 where they were measured, 0: none */
