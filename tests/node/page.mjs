@@ -46,7 +46,7 @@ async function serve(...options) {
 }
 
 const [url, locked, browser] = await Promise.all([
-    serve(),
+    serve('--ctx', '100000'), // so that an answer without end takes minutes
     serve('--api-key', 'sesame'),
     playwright.chromium.launch({
         executablePath,
@@ -161,7 +161,7 @@ for (let i = 0; ; i++) {
 }
 assert.equal(await answers(page).last().textContent(), held);
 await page.unroute(chat);
-await page.getByRole('button', { name: 'New conversation' }).first().click(); // that one may have filled the context
+await page.getByRole('button', { name: 'New conversation' }).first().click();
 
 // Whatever a model says: HTML stays text, scripts and their links are none, Markdown is shown.
 const wild = [
