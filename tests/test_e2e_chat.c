@@ -70,7 +70,7 @@ static void tty_start(struct tty *t, const char *const *argv)
 /* Waits until `text` has come; what comes behind it is left for the next call. */
 static void expect(struct tty *t, const char *text)
 {
-    uint64_t end = dl_now_ns() + (uint64_t)30000 * 1000000u;
+    uint64_t end = dl_now_ns() + (uint64_t)120000 * 1000000u;
     for (;;) {
         char *hit = strstr(t->seen + t->from, text);
         if (hit) {
@@ -104,7 +104,7 @@ static int tty_end(struct tty *t)
 {
     char buf[4096];
     int status;
-    uint64_t end = dl_now_ns() + (uint64_t)30000 * 1000000u;
+    uint64_t end = dl_now_ns() + (uint64_t)120000 * 1000000u;
     while (!waitpid(t->pid, &status, WNOHANG)) {
         struct pollfd p = {.fd = t->fd, .events = POLLIN};
         if (poll(&p, 1, 20) > 0 && read(t->fd, buf, sizeof buf) < 0)
