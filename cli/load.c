@@ -316,20 +316,27 @@ int cli_load(const struct cli_opts *o, uint32_t ctx, uint32_t max_out, struct cl
     return DL_OK;
 }
 
-int cli_cpu_instead(const struct cli_opts *o, dl_device **dev)
+static int open_cpu_instead(const struct cli_opts *o, dl_device **out)
 {
     struct dl_cpu_opts cpu;
+    int err = cpu_opts(o, &cpu);
+    if (!err)
+        err = dl_device_open("cpu", &cpu, out);
+    if (!err)
+        dl_log(DL_LOG_WARN, "going on with %s", (*out)->name);
+    return err;
+}
+
+int cli_cpu_instead(const struct cli_opts *o, dl_device **dev)
+{
     dl_device *other;
     if ((*dev)->threads)
         return DL_EDEVICE;
-    int err = cpu_opts(o, &cpu);
-    if (!err)
-        err = dl_device_open("cpu", &cpu, &other);
+    int err = open_cpu_instead(o, &other);
     if (err)
         return err;
     dl_device_close(dev);
     *dev = other;
-    dl_log(DL_LOG_WARN, "going on with %s", other->name);
     return DL_OK;
 }
 
@@ -344,14 +351,10 @@ int cli_fall_back(const struct cli_opts *o, struct cli_engine *e)
     for (uint32_t i = 0; i < e->n_devices; i++)
         dl_device_close(&e->devices[i]);
     e->n_devices = 0;
-    struct dl_cpu_opts cpu;
-    int err = cpu_opts(o, &cpu);
-    if (!err)
-        err = dl_device_open("cpu", &cpu, &e->devices[0]);
+    int err = open_cpu_instead(o, &e->devices[0]);
     if (err)
         return err;
     e->n_devices = 1;
-    dl_log(DL_LOG_WARN, "going on with %s", e->devices[0]->name);
     return make_engine(o, e->info.ctx, e->info.max_out, e);
 }
 

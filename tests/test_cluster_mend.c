@@ -171,8 +171,25 @@ static void the_roots_device_breaks(void **state)
     rig_log_end();
 }
 
-/* Only so much memory on a device, as its driver would say it. */
+/* A device that makes its buffers in another way, until its fns are true_fns again. One at a time. */
 static const struct dl_device_fns *true_fns;
+static struct dl_device_fns odd_fns;
+static void makes_buffers_by(dl_device *dev, int (*create)(dl_device *, const struct dl_buf_desc *, dl_buf **))
+{
+    true_fns = dev->fns;
+    odd_fns = *true_fns;
+    odd_fns.buf_create = create;
+    dev->fns = &odd_fns;
+}
+
+/* Node `node` is lost in step 2 of the first cluster, and stays away. */
+static void lose_for_good(struct heal *h, int node)
+{
+    h->faults = (struct dl_loopback_faults){.die_node = node, .die_after = 6};
+    h->dies_for_good = true;
+}
+
+/* Only so much memory on a device, as its driver would say it. */
 static uint64_t room, refused_bytes;
 static int refusal = DL_ELIMIT;
 static int scarce_create(dl_device *dev, const struct dl_buf_desc *desc, dl_buf **out)
@@ -184,6 +201,17 @@ static int scarce_create(dl_device *dev, const struct dl_buf_desc *desc, dl_buf 
     return true_fns->buf_create(dev, desc, out);
 }
 
+/* A session that was fed the prompt, and what comes next. */
+static dl_session *prompted(const struct heal *h, int32_t *id)
+{
+    dl_session *s;
+    struct dl_step_item item = {.want = DL_WANT_BEST};
+    assert_int_equal(dl_session_create(h->r.engine, &s), 0);
+    assert_int_equal(dl_session_feed(s, h->r.prompt, RIG_PROMPT, NULL, NULL, &item), 0);
+    *id = item.top[0].id;
+    return s;
+}
+
 /* What is left cannot hold the model: the step fails with a reason; the engine lives, and is whole again when a node is. */
 static void what_is_left_is_too_small(void **state)
 {
@@ -191,19 +219,13 @@ static void what_is_left_is_too_small(void **state)
     struct heal h;
     healthy(NULL);
     heal_open(&h, NULL, 3);
-    true_fns = h.r.dev->fns;
-    struct dl_device_fns scarce = *true_fns;
-    scarce.buf_create = scarce_create;
-    h.r.dev->fns = &scarce;
+    makes_buffers_by(h.r.dev, scarce_create);
     rig_log_begin();
-    h.faults = (struct dl_loopback_faults){.die_node = 2, .die_after = 6};
-    h.dies_for_good = true;
+    lose_for_good(&h, 2);
     assert_int_equal(heal_start(&h, rig_opts()), 0);
-    dl_session *s;
-    assert_int_equal(dl_session_create(h.r.engine, &s), 0);
-    struct dl_step_item item = {.want = DL_WANT_BEST};
-    assert_int_equal(dl_session_feed(s, h.r.prompt, RIG_PROMPT, NULL, NULL, &item), 0);
-    int32_t id = item.top[0].id;
+    int32_t id;
+    dl_session *s = prompted(&h, &id);
+    struct dl_step_item item;
     room = 1; /* from here on it takes all three */
     for (int i = 0; i < 2; i++) {
         item = (struct dl_step_item){.session = s, .tokens = &id, .n = 1, .want = DL_WANT_BEST};
@@ -260,12 +282,8 @@ static void said_while_it_loads(void **state)
     healthy(NULL);
     heal_open(&h, NULL, 3);
     dl_device *dev = h.r.workers[1].dev;
-    true_fns = dev->fns;
-    struct dl_device_fns late = *true_fns;
-    late.buf_create = slow_create;
-    dev->fns = &late;
-    h.faults = (struct dl_loopback_faults){.die_node = 2, .die_after = 6};
-    h.dies_for_good = true;
+    makes_buffers_by(dev, slow_create);
+    lose_for_good(&h, 2);
     slow = heard = false;
     rig_log_begin();
     assert_int_equal(heal_start(&h, rig_opts()), 0);
@@ -287,12 +305,8 @@ static void both_at_once(void **state)
     struct heal h;
     healthy(NULL);
     heal_open(&h, NULL, 3);
-    true_fns = h.r.dev->fns;
-    struct dl_device_fns scarce = *true_fns;
-    scarce.buf_create = scarce_create;
-    h.r.dev->fns = &scarce;
-    h.faults = (struct dl_loopback_faults){.die_node = 2, .die_after = 6};
-    h.dies_for_good = true;
+    makes_buffers_by(h.r.dev, scarce_create);
+    lose_for_good(&h, 2);
     h.spares = 1;
     rig_log_begin();
     room = 0;
@@ -319,21 +333,14 @@ static void stopped_while_it_waits(void **state)
     struct heal h;
     healthy(NULL);
     heal_open(&h, NULL, 2);
-    true_fns = h.r.dev->fns;
-    struct dl_device_fns scarce = *true_fns;
-    scarce.buf_create = scarce_create;
-    h.r.dev->fns = &scarce;
-    h.faults = (struct dl_loopback_faults){.die_node = 1, .die_after = 6};
-    h.dies_for_good = true;
+    makes_buffers_by(h.r.dev, scarce_create);
+    lose_for_good(&h, 1);
     rig_log_begin();
     room = 0;
     assert_int_equal(heal_start(&h, rig_opts()), 0);
-    dl_session *s;
-    assert_int_equal(dl_session_create(h.r.engine, &s), 0);
-    struct dl_step_item item = {.want = DL_WANT_BEST};
-    assert_int_equal(dl_session_feed(s, h.r.prompt, RIG_PROMPT, NULL, NULL, &item), 0);
-    const int32_t id = item.top[0].id;
-    item = (struct dl_step_item){.session = s, .tokens = &id, .n = 1, .want = DL_WANT_BEST};
+    int32_t id;
+    dl_session *s = prompted(&h, &id);
+    struct dl_step_item item = {.session = s, .tokens = &id, .n = 1, .want = DL_WANT_BEST};
     room = 1;
     h.polls = 0;
     h.stop_at = 8;
@@ -411,10 +418,7 @@ static void less_for_one_that_cannot_say_why(void **state)
     healthy(NULL);
     heal_open(&h, NULL, 3);
     dl_device *dev = h.r.workers[2].dev;
-    true_fns = dev->fns;
-    struct dl_device_fns full = *true_fns;
-    full.buf_create = full_create;
-    dev->fns = &full;
+    makes_buffers_by(dev, full_create);
     for (int round = 0; round < 5; round++) {
         const bool none = round % 2;
         struct dl_engine_opts o = rig_opts();
@@ -458,8 +462,7 @@ static void asked_again_when_it_may_have_more(void **state)
 {
     (void)state;
     struct heal h;
-    dl_session *s;
-    struct dl_step_item item = {.want = DL_WANT_BEST};
+    int32_t id;
     healthy(NULL);
     heal_open(&h, NULL, 3);
     h.forgiven_ms = 3000;
@@ -467,8 +470,7 @@ static void asked_again_when_it_may_have_more(void **state)
     rig_log_begin();
     assert_int_equal(heal_start(&h, rig_opts()), 0);
     assert_int_equal(h.health.n_nodes, 2);
-    assert_int_equal(dl_session_create(h.r.engine, &s), 0);
-    assert_int_equal(dl_session_feed(s, h.r.prompt, RIG_PROMPT, NULL, NULL, &item), 0);
+    dl_session *s = prompted(&h, &id);
     const int first = h.connects;
     h.answers[1] = true;
     one_token(&h, s, 0);

@@ -9,6 +9,14 @@
 #include <math.h>
 
 #define ASK "{\"prompt\":\"Once\",\"max_tokens\":300,\"temperature\":0}"
+#define ASK_SHORT "{\"prompt\":\"Once\",\"max_tokens\":30,\"temperature\":0}"
+
+/* /health is 200, by all nodes if `whole`. */
+static void until_served(int port, bool whole, char *why, size_t cap)
+{
+    for (uint64_t t0 = dl_now_ns(); health(port, why, cap) != 200 || (whole && *why); dl_sleep_ns(SEC / 50))
+        assert_true(dl_now_ns() - t0 < 30 * SEC);
+}
 
 static void a_client_sees_a_pause(void **state)
 {
@@ -71,7 +79,7 @@ static void workers_go_between_answers(void **state)
     char why[400], *undisturbed, *again;
     workers_start(&c, 2);
     SERVE(&s, model, "--device", "cpu", "--threads", "1", "--ctx", "512", "--wire", "f32", "--workers", c.list);
-    undisturbed = ask(s.port, "/v1/completions", "{\"prompt\":\"Once\",\"max_tokens\":30,\"temperature\":0}");
+    undisturbed = ask(s.port, "/v1/completions", ASK_SHORT);
     dl_sleep_ns(22 * SEC / 10); /* what each node did has been asked for, too: now it rests */
     for (size_t i = 0; i < DL_COUNT_OF(ends); i++) {
         s.n_said = 0;
@@ -82,10 +90,9 @@ static void workers_go_between_answers(void **state)
         if (!strstr(s.said, "warning: node 2 (127.0.0.1:") || !strstr(s.said, ends[i].why) ||
             !strstr(s.said, "; going on with 2 of 3 nodes\n"))
             fail_msg("%s", s.said);
-        for (uint64_t t0 = dl_now_ns(); health(s.port, why, sizeof why) != 200; dl_sleep_ns(SEC / 50))
-            assert_true(dl_now_ns() - t0 < 30 * SEC);
+        until_served(s.port, false, why, sizeof why);
         E2E_HAS(why, " lost in ");
-        again = ask(s.port, "/v1/completions", "{\"prompt\":\"Once\",\"max_tokens\":30,\"temperature\":0}");
+        again = ask(s.port, "/v1/completions", ASK_SHORT);
         assert_string_equal(again, undisturbed);
         free(again);
         proc_free(&c.w[1]);
@@ -117,12 +124,11 @@ static void started_while_one_is_down(void **state)
     E2E_HAS(s.said, "warning: going on with 2 of 3 nodes; who is missing is taken in when it comes\n");
     assert_int_equal(health(s.port, why, sizeof why), 200);
     assert_string_equal(why, "2 of 3 nodes are there");
-    char *first = ask(s.port, "/v1/completions", "{\"prompt\":\"Once\",\"max_tokens\":30,\"temperature\":0}");
+    char *first = ask(s.port, "/v1/completions", ASK_SHORT);
     worker_start(&c, 1);
     (void)served_says(&s, " has come: going on with 3 of 3 nodes");
-    for (uint64_t t0 = dl_now_ns(); health(s.port, why, sizeof why) != 200 || *why; dl_sleep_ns(SEC / 50))
-        assert_true(dl_now_ns() - t0 < 30 * SEC);
-    char *second = ask(s.port, "/v1/completions", "{\"prompt\":\"Once\",\"max_tokens\":30,\"temperature\":0}");
+    until_served(s.port, true, why, sizeof why);
+    char *second = ask(s.port, "/v1/completions", ASK_SHORT);
     assert_string_equal(first, second);
     free(first);
     free(second);
@@ -165,7 +171,7 @@ static void restarted_with_another_key(void **state)
         (void)served_says(&s, ": give all nodes the same --key FILE\n");
         if (i)
             break;
-        char *text = ask(s.port, "/v1/completions", "{\"prompt\":\"Once\",\"max_tokens\":30,\"temperature\":0}");
+        char *text = ask(s.port, "/v1/completions", ASK_SHORT);
         free(text);
         dl_sleep_ns(25 * SEC / 10); /* it is looked at again */
         proc_kill(&c.w[1]);
