@@ -21,8 +21,8 @@
 
 /* ------------------------------------------------------------------------------------------------- buffers */
 
-/* Real bytes, so that every page is a page of its own. */
-static int fill_weight(dl_device *dev, dl_buf *buf)
+/* Real bytes, so that every page is a page of its own: memory that nobody has written to yet is one page of zeros, which stays in a cache. */
+static int fill(dl_device *dev, dl_buf *buf)
 {
     const struct dl_buf_desc *d = &buf->desc;
     const size_t row = (size_t)(d->bytes / d->rows), block = 64;
@@ -44,10 +44,15 @@ static int fill_weight(dl_device *dev, dl_buf *buf)
     return err;
 }
 
+static bool is_kept(const struct dl_buf_desc *d)
+{
+    return d->use == DL_BUF_WEIGHT || d->use == DL_BUF_KV;
+}
+
 static int add_buf(struct cli_rig *r, const struct dl_buf_desc *desc, uint32_t at)
 {
     int err = dl_buf_create(r->dev, desc, &r->bufs[at]);
-    return !err && desc->use == DL_BUF_WEIGHT ? fill_weight(r->dev, r->bufs[at]) : err;
+    return !err && is_kept(desc) ? fill(r->dev, r->bufs[at]) : err;
 }
 
 static bool is_moe(const struct dl_op *op)
@@ -95,10 +100,7 @@ static void drop_copies(struct cli_rig *r)
 
 static bool rotates(const struct cli_rig *r, const struct dl_view *v)
 {
-    if (v->buf == DL_NO_BUF)
-        return false;
-    enum dl_buf_use use = r->mp->plan.bufs[v->buf].use;
-    return use == DL_BUF_WEIGHT || use == DL_BUF_KV;
+    return v->buf != DL_NO_BUF && is_kept(&r->mp->plan.bufs[v->buf]);
 }
 
 /* Weights and caches are changed with every copy; those of experts when each expert had its turn. */
