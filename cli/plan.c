@@ -42,13 +42,17 @@ static int print_json(const struct dl_split_input *in, const struct dl_split *s)
         json_array_append_new(nodes, part_json(in, s, i));
     for (int p = 0; p < DL_PHASE_COUNT; p++)
         compute += s->compute_ns[p];
+    json_t *halves = s->halves_ns > 0 ? json_real(s->halves_ns / 1e6) : json_null();
     json_t *all = json_pack(
-        "{s:s,s:I,s:s,s:s,s:o,s:{s:f,s:f,s:s,s:f,s:f},s:f,s:f,s:f,s:f,s:I,s:o}", "model", in->model, "context",
+        "{s:s,s:I,s:s,s:s,s:o,s:{s:f,s:f,s:s,s:f,s:o,s:f},s:f,s:f,s:f,s:f,s:I,s:o}", "model", in->model, "context",
         (json_int_t)s->ctx, "kv", dl_type_info(in->kv_type)->name, "wire", dl_type_info(in->wire)->name, "nodes", nodes,
         "network", "latency_ms", in->link.latency_ns / 1e6, "bytes_per_s", in->link.bytes_per_s, "collective",
-        s->rs ? "rs" : "oneshot", "oneshot_ms", s->one_shot_ns / 1e6, "rs_ms", s->rs_ns / 1e6, "compute_ms",
-        compute / 1e6, "exchange_ms", s->exchange_ns / 1e6, "tok_s", s->tok_s, "prefill_tok_s", s->prefill_tok_s,
-        "position", (json_int_t)s->at_pos, "without", without_json(in, s));
+        s->rs       ? "rs"
+        : s->halves ? "halves"
+                    : "oneshot",
+        "oneshot_ms", s->one_shot_ns / 1e6, "halves_ms", halves, "rs_ms", s->rs_ns / 1e6, "compute_ms", compute / 1e6,
+        "exchange_ms", s->exchange_ns / 1e6, "tok_s", s->tok_s, "prefill_tok_s", s->prefill_tok_s, "position",
+        (json_int_t)s->at_pos, "without", without_json(in, s));
     char *line = all ? json_dumps(all, JSON_COMPACT | JSON_REAL_PRECISION(6)) : NULL;
     int err = line ? cli_outf("%s\n", line) : dl_fail(DL_ENOMEM, "plan: cannot write the result as JSON");
     free(line);
@@ -91,18 +95,18 @@ static int plan(const struct cli_opts *o, struct cli_plan *p)
     struct dl_split_input in = {.ctx = (uint32_t)o->ctx, .max_batch = (uint32_t)o->batch};
     struct dl_tensor_types types = {0};
     struct dl_split split = {0};
-    enum dl_collective asked = DL_COLLECTIVE_AUTO;
-    enum dl_sum_kind sums;
     double shares[CLI_PLAN_NODES];
     int err = check(o);
     if (!err)
         err = cli_kv_type(o, &in.kv_type);
     if (!err)
-        err = cli_collective(o, &asked);
+        err = cli_collective(o, &in.collective);
     if (!err)
         err = cli_plan_parse(o, p);
     if (!err)
         err = cli_wire(o, p->cluster, &in.wire);
+    if (!p->cluster && in.collective == DL_COLLECTIVE_HALVES) /* the devices of one process exchange at once */
+        in.collective = DL_COLLECTIVE_ONE_SHOT;
     if (!err)
         err = open_model(o, &p->e);
     if (!err)
@@ -118,8 +122,6 @@ static int plan(const struct cli_opts *o, struct cli_plan *p)
     in.n_nodes = p->n;
     in.link = p->link;
     in.alike = p->alike;
-    sums = asked == DL_COLLECTIVE_RS ? DL_SUM_IN_TWO : DL_SUM_ONE_SHOT;
-    in.sums = asked == DL_COLLECTIVE_AUTO ? NULL : &sums;
     if (!err)
         err = dl_split_make(&in, &split);
     if (!err)

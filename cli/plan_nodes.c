@@ -46,7 +46,8 @@ static bool parse_node(struct cli_plan *p, const char **at)
                                             .op_ns = OP_NS,
                                             .submit_ns = SUBMIT_NS,
                                             .flops = flops * 1e9,
-                                            .memory = (uint64_t)(memory * 0x1p30)};
+                                            .memory = (uint64_t)(memory * 0x1p30),
+                                            .host = true};
     p->n++;
     return **at == ',' || !**at;
 }

@@ -228,6 +228,7 @@ static void halves_by_the_network(void **state)
         o.wire = DL_Q80;
         assert_int_equal(rig_start(&r, o, &net), 0);
         assert_true(rig_log_has("sums by oneshot"));
+        assert_true(rig_log_has(r.engine->plan_opts.halves ? "2 sums per token: halves" : "sums per token: one-shot"));
         assert_true(rig_log_has(r.engine->plan_opts.halves ? "less each: they do" : "more each: they go whole"));
 #if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
         assert_true(slow || !r.engine->plan_opts.halves); /* small ops may cost more here than is gained */

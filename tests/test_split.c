@@ -337,15 +337,17 @@ static void bytes_and_times_of_the_network(void **state)
     assert_true(r.split.rs == (r.split.rs_ns < r.split.one_shot_ns));
     assert_true(r.split.exchange_ns == DL_MIN(r.split.rs_ns, r.split.one_shot_ns));
     dl_split_finish(&r.split);
-    for (int kind = DL_SUM_ONE_SHOT; kind <= DL_SUM_IN_TWO; kind++) { /* as asked for */
-        const enum dl_sum_kind sums = (enum dl_sum_kind)kind;
-        r.in.sums = &sums;
+    for (int kind = DL_COLLECTIVE_ONE_SHOT; kind <= DL_COLLECTIVE_RS; kind++) { /* as asked for */
+        r.in.collective = (enum dl_collective)kind;
         assert_int_equal(dl_split_make(&r.in, &r.split), 0);
-        assert_true(r.split.rs == (kind == DL_SUM_IN_TWO));
-        assert_true(r.split.exchange_ns == (r.split.rs ? r.split.rs_ns : r.split.one_shot_ns));
+        assert_true(r.split.rs == (kind == DL_COLLECTIVE_RS) && r.split.halves == (kind == DL_COLLECTIVE_HALVES));
+        assert_true((r.split.halves_ns > 0) == (kind == DL_COLLECTIVE_HALVES)); /* not known to be CPUs */
+        assert_true(r.split.exchange_ns == (r.split.rs       ? r.split.rs_ns
+                                            : r.split.halves ? r.split.halves_ns
+                                                             : r.split.one_shot_ns));
         dl_split_finish(&r.split);
     }
-    r.in.sums = NULL;
+    r.in.collective = DL_COLLECTIVE_AUTO;
     r.in.link = (struct dl_split_link){.latency_ns = latency, .bytes_per_s = 117e6, .of_nodes = 4}; /* as measured */
     assert_int_equal(dl_split_make(&r.in, &r.split), 0);
     assert_true(fabs(r.split.one_shot_ns - one_shot) < one_shot * 1e-6);
@@ -357,6 +359,72 @@ static void bytes_and_times_of_the_network(void **state)
     assert_true(r.split.exchange_ns == 0 && r.split.parts[0].sent_one_shot == 0);
     assert_true(r.split.tok_s > 25 && r.split.tok_s < 29);
     assert_true(r.split.prefill_tok_s > 85 && r.split.prefill_tok_s < 105); /* 2 x 0.97e9 operations each */
+    close_rig(&r);
+}
+
+static void halves_are(struct rig *r, enum dl_collective asked, bool taken)
+{
+    struct dl_str text = {0};
+    r->in.collective = asked;
+    assert_int_equal(dl_split_make(&r->in, &r->split), 0);
+    assert_true(r->split.halves == taken);
+    assert_true(r->split.exchange_ns == (taken ? r->split.halves_ns : r->split.one_shot_ns));
+    double ns = r->split.exchange_ns;
+    for (int p = 0; p < DL_PHASE_COUNT; p++)
+        ns += r->split.compute_ns[p];
+    assert_true(fabs(r->split.tok_s * ns - 1e9) < 1);
+    assert_int_equal(dl_split_text(&r->in, &r->split, &text), 0);
+    assert_non_null(
+        strstr(text.v, taken ? "sums per token: halves (one-shot " : "sums per token: one-shot (one-shot "));
+    assert_true(!strstr(text.v, " ms, halves ") == !(r->split.halves_ns > 0));
+    dl_str_finish(&text);
+}
+
+/* Of the same llama, two CPUs with 16 of 32 heads of 64 and 4096 of 8192 columns each, in blocks of 18 bytes for 32 values. At 20 GB/s half of wo
+ * takes 29 us, of w2 118; half a sum travels for 1088 B / 117 MB/s = 9.3 us at 1 Gbit/s, and 108.8 at a tenth. */
+static void sums_in_halves(void **state)
+{
+    (void)state;
+    struct rig r;
+    const double wo = 2048 * 1024 * 18 / 32.0 / 2 / 20, more = 7e3 + 3 * 2000; /* a message, and three small ops */
+    open_rig(&r, "llama3.2-1b", 0, 2);
+    r.nodes[0].host = r.nodes[1].host = true;
+    halves_are(&r, DL_COLLECTIVE_AUTO, false); /* 9.3 us are less than that */
+    assert_true(fabs(r.split.halves_ns - r.split.one_shot_ns + 32 * (1088 / 0.117 - more)) < 1);
+    dl_split_finish(&r.split);
+    halves_are(&r, DL_COLLECTIVE_HALVES, true);
+    assert_true(r.split.halves_ns > r.split.one_shot_ns);
+    dl_split_finish(&r.split);
+
+    r.in.link.bytes_per_s = 10e6;
+    halves_are(&r, DL_COLLECTIVE_AUTO, true);
+    assert_true(fabs(r.split.one_shot_ns - r.split.halves_ns - 16 * (wo + 1088 / 0.01 - 2 * more)) < 1);
+    assert_int_equal(r.split.parts[1].sent_one_shot, 32 * 2176);
+    dl_split_finish(&r.split);
+    halves_are(&r, DL_COLLECTIVE_ONE_SHOT, false);
+    assert_true(r.split.halves_ns < r.split.one_shot_ns); /* said all the same */
+    dl_split_finish(&r.split);
+    const double given[] = {1, 1}; /* a run with these measures no node */
+    r.in.shares = given;
+    halves_are(&r, DL_COLLECTIVE_AUTO, false);
+    dl_split_finish(&r.split);
+    halves_are(&r, DL_COLLECTIVE_HALVES, true);
+    dl_split_finish(&r.split);
+    r.in.shares = NULL;
+    r.nodes[1].host = false; /* a GPU */
+    halves_are(&r, DL_COLLECTIVE_AUTO, false);
+    assert_true(r.split.halves_ns == 0);
+    dl_split_finish(&r.split);
+    halves_are(&r, DL_COLLECTIVE_HALVES, true); /* with a submit more per sum */
+    assert_true(fabs(r.split.one_shot_ns - r.split.halves_ns - 16 * (wo + 1088 / 0.01 - 2 * (more + 20000))) < 1);
+    close_rig(&r);
+
+    open_rig(&r, "qwen3-30b-a3b", 0, 2); /* the outputs of experts are there all at the same time */
+    r.nodes[0].host = r.nodes[1].host = true;
+    r.in.link.bytes_per_s = 10e6;
+    halves_are(&r, DL_COLLECTIVE_AUTO, true);
+    const double out = 2048 * 2048 * 18 / 32.0 / 2 / 20;
+    assert_true(fabs(r.split.one_shot_ns - r.split.halves_ns - 48 * (DL_MIN(out, 1600 / 0.01) - more)) < 1);
     close_rig(&r);
 }
 
@@ -434,6 +502,7 @@ int main(void)
         cmocka_unit_test(context_that_fits),
         cmocka_unit_test(slow_nodes_are_named),
         cmocka_unit_test(bytes_and_times_of_the_network),
+        cmocka_unit_test(sums_in_halves),
         cmocka_unit_test(table_says_it_all),
         cmocka_unit_test(large_and_quick),
         cmocka_unit_test(senseless_input_is_refused),

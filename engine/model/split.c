@@ -20,11 +20,6 @@
 #define WORTH_FINE 0.98     /* finer units, which kernels like less, are only taken where that saves as much */
 #define WORTH_LEAVING 1.03  /* and a node is only called slow where doing without it gains as much */
 
-static double least_exchange_ns(const struct eng_split_cost *c, uint32_t n)
-{
-    return eng_split_exchange_ns(c, n, eng_split_sums(c, n));
-}
-
 /* ---------------------------------------------------------------------------------------------------- the search */
 
 /* Free memory is never twice the same. Where it limits what a node gets, and that is to be the same every time, it is rounded down to
@@ -66,6 +61,22 @@ static int make_problem(const struct eng_split_cost *c, const bool *with, uint32
     return DL_OK;
 }
 
+/* The time of a token, exchanges included. */
+static double total_ns(const struct eng_split_cost *c, const bool *with, const struct eng_fill *f)
+{
+    struct eng_halves halves = {0};
+    struct eng_exchange x;
+    for (uint32_t i = 0, at = 0; i < c->in->n_nodes; i++) {
+        if (with && !with[i])
+            continue;
+        eng_halves_add(c, i, f->units[DL_PHASE_ATTN][at] * f->phase[DL_PHASE_ATTN].unit,
+                       f->units[DL_PHASE_FFN][at] * f->phase[DL_PHASE_FFN].unit, &halves);
+        at++;
+    }
+    eng_split_exchange(c, f->n, &halves, &x);
+    return eng_fill_total_ns(f) + x.taken;
+}
+
 /* The best distribution over these nodes; *ns: the time of a token, exchanges included, INFINITY where it does not fit. Units are
  * finer where that saves enough. f and units may be NULL. */
 static int search(const struct eng_split_cost *c, const bool *with, uint32_t n, bool thorough, struct eng_fill *f,
@@ -93,7 +104,7 @@ static int search(const struct eng_split_cost *c, const bool *with, uint32_t n, 
             eng_fill_finish(&one);
         }
     }
-    *ns = best_ns + least_exchange_ns(c, n);
+    *ns = err || isinf(best_ns) ? INFINITY : total_ns(c, with, &best);
     if (f && !err) {
         *f = best;
         *units = best_units;
@@ -263,6 +274,7 @@ static int describe(const struct eng_split_cost *c, struct dl_split *s, bool *fi
     const struct dl_split_input *in = c->in;
     struct dl_slice *slices = dl_calloc(in->n_nodes, sizeof *slices);
     int err = slices ? DL_OK : DL_ENOMEM;
+    struct eng_halves halves = {0};
     double read = 0;
     for (uint32_t i = 0; !err && i < in->n_nodes; i++)
         slices[i] = s->parts[i].slice;
@@ -282,6 +294,7 @@ static int describe(const struct eng_split_cost *c, struct dl_split *s, bool *fi
             p->share += amount[ph] * c->phase[ph].read_bytes + kv * c->phase[ph].read_kv;
         }
         read += p->share;
+        eng_halves_add(c, i, sl->n_heads, sl->n_ffn, &halves);
         uint64_t row = i || in->n_nodes == 1
                            ? 0
                            : (in->n_nodes - 1) * eng_embed_bytes(eng_embed_of(in->wire, in->h->dim), in->h->dim);
@@ -291,10 +304,14 @@ static int describe(const struct eng_split_cost *c, struct dl_split *s, bool *fi
     for (uint32_t i = 0; i < in->n_nodes; i++)
         s->parts[i].share /= read > 0 ? read : 1;
     free(slices);
-    s->one_shot_ns = eng_split_exchange_ns(c, in->n_nodes, ENG_COLL_ONE_SHOT);
-    s->rs_ns = eng_split_exchange_ns(c, in->n_nodes, ENG_COLL_RS);
-    s->rs = eng_split_sums(c, in->n_nodes) == ENG_COLL_RS;
-    s->exchange_ns = s->rs ? s->rs_ns : s->one_shot_ns;
+    struct eng_exchange x;
+    eng_split_exchange(c, in->n_nodes, &halves, &x);
+    s->one_shot_ns = x.one_shot;
+    s->halves_ns = x.halves;
+    s->rs_ns = x.rs;
+    s->exchange_ns = x.taken;
+    s->rs = x.is_rs;
+    s->halves = x.in_halves;
     s->tok_s = 1e9 / (s->compute_ns[DL_PHASE_ATTN] + s->compute_ns[DL_PHASE_FFN] + s->compute_ns[DL_PHASE_VOCAB] +
                       s->exchange_ns);
     s->prefill_tok_s = err ? 0 : eng_split_prefill(c, s);

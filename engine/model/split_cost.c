@@ -11,6 +11,7 @@
 #define DEFAULT_BATCH 128u
 #define DEFAULT_OUT 8u
 #define FIXED_BYTES_OF_A_VALUE 4 /* norms are f32 */
+#define HALVES_OPS 3             /* that a sum in halves has more: a product, a conversion, a merge */
 
 /* Small ops of a segment beside its matrices; 12 a layer in all, 16 with experts, as dl_device_token_ns has it. */
 static double ops_of(const struct dl_model_header *h, enum dl_phase p)
@@ -94,6 +95,7 @@ static void attention_cost(struct eng_split_cost *c, uint32_t ctx)
     p->mem_bytes = p->read_bytes;
     p->mem_kv = p->read_kv + row * c->opts.kv_blocks * DL_KV_BLOCK;
     p->read_kv += row * DL_MIN(ctx, ENG_PREDICT_POS);
+    c->head_bytes = layers_bytes(c->in, DL_T_ATTN_OUT, h->dim, h->head_dim) / h->n_layers;
     c->values[DL_PHASE_ATTN] = 2.0 * h->n_layers * h->head_dim * h->dim * (h->n_heads + h->n_kv_heads);
 }
 
@@ -106,11 +108,33 @@ static void ffn_cost(struct eng_split_cost *c)
     double column = layers_bytes(c->in, moe ? DL_T_MOE_GATE : DL_T_FFN_GATE, 1, h->dim) +
                     layers_bytes(c->in, moe ? DL_T_MOE_UP : DL_T_FFN_UP, 1, h->dim) +
                     layers_bytes(c->in, moe ? DL_T_MOE_DOWN : DL_T_FFN_DOWN, h->dim, 1);
+    c->col_bytes = moe ? 0 : layers_bytes(c->in, DL_T_FFN_DOWN, h->dim, 1) / h->n_layers;
     p->read_bytes = column * (moe ? h->n_experts_used : 1);
     p->mem_bytes = column * (moe ? h->n_experts : 1);
     if (moe)
         p->mem_fixed = layers_bytes(c->in, DL_T_MOE_ROUTER, h->n_experts, h->dim);
     c->values[DL_PHASE_FFN] = 3.0 * h->n_layers * h->dim * p->amount * (moe ? h->n_experts_used : 1);
+}
+
+double eng_split_latency_ns(const struct dl_split_link *link, uint32_t n)
+{
+    if (!link->of_nodes)
+        return eng_coll_latency_ns(link->latency_ns, n);
+    if (n < 2)
+        return 0;
+    double each = eng_coll_latency_ns(0, 2); /* but not more than half of what was measured is that */
+    if (link->of_nodes > 1)
+        each = DL_MIN(each, link->latency_ns / 2 / (link->of_nodes - 1));
+    return link->latency_ns + ((double)n - link->of_nodes) * each;
+}
+
+/* The way sums go among n nodes, as in one piece: as asked for, else the faster one. */
+static enum eng_coll sums_of(const struct eng_split_cost *c, uint32_t n)
+{
+    const struct dl_split_link *link = &c->in->link;
+    if (c->in->collective != DL_COLLECTIVE_AUTO)
+        return c->in->collective == DL_COLLECTIVE_RS ? ENG_COLL_RS : ENG_COLL_ONE_SHOT;
+    return eng_coll_pick(n, c->sum_bytes, eng_split_latency_ns(link, n), link->bytes_per_s);
 }
 
 int eng_split_cost(struct eng_split_cost *c, uint32_t ctx)
@@ -142,7 +166,7 @@ int eng_split_cost(struct eng_split_cost *c, uint32_t ctx)
     }
     (void)dl_row_bytes(dl_wire_type(h, in->wire), h->dim, &c->sum_bytes);
     c->opts.lanes = dl_plan_lanes(in->n_nodes, c->opts.max_tokens);
-    c->opts.collective = eng_split_sums(c, in->n_nodes) == ENG_COLL_RS ? DL_SUM_IN_TWO : DL_SUM_ONE_SHOT;
+    c->opts.collective = sums_of(c, in->n_nodes) == ENG_COLL_RS ? DL_SUM_IN_TWO : DL_SUM_ONE_SHOT;
     return activations(c);
 }
 
@@ -203,36 +227,58 @@ double eng_split_phase_ns(const struct eng_split_cost *c, uint32_t node, enum dl
                   : 0;
 }
 
-/* Of the exchange among n nodes, if it is not that among which it was measured. */
-static double latency_ns(const struct dl_split_link *link, uint32_t n)
-{
-    if (!link->of_nodes)
-        return eng_coll_latency_ns(link->latency_ns, n);
-    if (n < 2)
-        return 0;
-    double each = eng_coll_latency_ns(0, 2); /* but not more than half of what was measured is that */
-    if (link->of_nodes > 1)
-        each = DL_MIN(each, link->latency_ns / 2 / (link->of_nodes - 1));
-    return link->latency_ns + ((double)n - link->of_nodes) * each;
-}
-
-double eng_split_exchange_ns(const struct eng_split_cost *c, uint32_t n, enum eng_coll kind)
+static double exchange_ns(const struct eng_split_cost *c, uint32_t n, enum eng_coll kind)
 {
     if (n < 2)
         return 0;
     const struct dl_split_link *link = &c->in->link;
-    double latency = latency_ns(link, n),
+    double latency = eng_split_latency_ns(link, n),
            row = (double)eng_embed_bytes(eng_embed_of(c->in->wire, c->in->h->dim), c->in->h->dim);
     double sum = eng_coll_ns(kind, n, c->sum_bytes, latency, link->bytes_per_s);
     double send = link->bytes_per_s > 0 ? (n - 1) * row / link->bytes_per_s * 1e9 : 0;
     return 2.0 * c->in->h->n_layers * sum + 2 * latency + send;
 }
 
-enum eng_coll eng_split_sums(const struct eng_split_cost *c, uint32_t n)
+/* On a GPU the second half is one more submit, too. */
+void eng_halves_add(const struct eng_split_cost *c, uint32_t node, uint32_t heads, uint32_t columns,
+                    struct eng_halves *h)
 {
-    if (c->in->sums)
-        return *c->in->sums == DL_SUM_IN_TWO ? ENG_COLL_RS : ENG_COLL_ONE_SHOT;
-    return eng_coll_pick(n, c->sum_bytes, latency_ns(&c->in->link, n), c->in->link.bytes_per_s);
+    const struct dl_split_node *d = &c->nodes[node];
+    const double attn = heads * c->head_bytes / 2 / d->bytes_per_s * 1e9,
+                 ffn = columns * c->col_bytes / 2 / d->bytes_per_s * 1e9;
+    if (attn > 0 && !(h->attn_ns > 0 && h->attn_ns < attn))
+        h->attn_ns = attn;
+    if (ffn > 0 && !(h->ffn_ns > 0 && h->ffn_ns < ffn))
+        h->ffn_ns = ffn;
+    h->more_ns = DL_MAX(h->more_ns, HALVES_OPS * d->op_ns + (d->host ? 0 : d->submit_ns));
+    h->no_host = h->no_host || !d->host;
+}
+
+/* What all sums of a token gain by it. */
+static double halves_gain(const struct eng_split_cost *c, uint32_t n, const struct eng_halves *h)
+{
+    const double rate = c->in->link.bytes_per_s;
+    double gain = 0;
+    if (c->head_bytes > 0)
+        gain += eng_coll_halves_ns(n, c->sum_bytes, rate, h->attn_ns) - h->more_ns;
+    if (c->col_bytes > 0)
+        gain += eng_coll_halves_ns(n, c->sum_bytes, rate, h->ffn_ns) - h->more_ns;
+    return c->in->h->n_layers * gain;
+}
+
+void eng_split_exchange(const struct eng_split_cost *c, uint32_t n, const struct eng_halves *h,
+                        struct eng_exchange *out)
+{
+    const enum dl_collective asked = c->in->collective;
+    *out = (struct eng_exchange){.one_shot = exchange_ns(c, n, ENG_COLL_ONE_SHOT),
+                                 .rs = exchange_ns(c, n, ENG_COLL_RS),
+                                 .is_rs = sums_of(c, n) == ENG_COLL_RS};
+    if (n > 1 && dl_plan_half(c->in->h) && (asked == DL_COLLECTIVE_HALVES || !h->no_host))
+        out->halves = out->one_shot - halves_gain(c, n, h);
+    out->in_halves = !out->is_rs && out->halves > 0 &&
+                     (asked == DL_COLLECTIVE_HALVES ||
+                      (asked == DL_COLLECTIVE_AUTO && !c->in->shares && out->halves < out->one_shot));
+    out->taken = out->is_rs ? out->rs : out->in_halves ? out->halves : out->one_shot;
 }
 
 double eng_split_prefill(const struct eng_split_cost *c, const struct dl_split *s)
@@ -251,7 +297,7 @@ double eng_split_prefill(const struct eng_split_cost *c, const struct dl_split *
         }
         compute += most;
     }
-    double latency = latency_ns(link, n), bytes = (double)half * (double)c->sum_bytes;
+    double latency = eng_split_latency_ns(link, n), bytes = (double)half * (double)c->sum_bytes;
     enum eng_coll kind = eng_coll_pick(n, (uint64_t)bytes, latency, link->bytes_per_s);
     double sums = 2.0 * c->in->h->n_layers * eng_coll_ns(kind, n, (uint64_t)bytes, latency, link->bytes_per_s);
     return 1e9 / DL_MAX(compute, sums / half);

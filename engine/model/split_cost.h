@@ -22,6 +22,7 @@ struct eng_split_cost {
     bool coarse;                   /* memory is rounded, so that it is the same every time */
     bool limited;                  /* by memory was the last that was found */
     uint64_t sum_bytes;            /* a partial sum on the wire */
+    double head_bytes, col_bytes;  /* of wo per head, of w2 per column, in a layer; 0: its sums never go in halves */
     double values[DL_PHASE_COUNT]; /* weights that one token multiplies, for prefill */
 };
 
@@ -41,10 +42,27 @@ int eng_split_sizes(const struct dl_model_header *h, const struct dl_tensor_type
 double eng_split_fixed_ns(const struct eng_split_cost *c, const struct dl_split_node *d, enum dl_phase p, uint32_t n);
 /* Of a node with `amount` heads (and kv KV heads), columns or rows. */
 double eng_split_phase_ns(const struct eng_split_cost *c, uint32_t node, enum dl_phase p, uint32_t amount, uint32_t kv);
-/* All exchanges among n nodes: two sums a layer, the message to the workers with the embedding row, and what comes back. */
-double eng_split_exchange_ns(const struct eng_split_cost *c, uint32_t n, enum eng_coll kind);
-/* The way sums go among n nodes: as asked for, else the faster one. */
-enum eng_coll eng_split_sums(const struct eng_split_cost *c, uint32_t n);
+/* Latency of an exchange among n nodes, if those are not the ones among which it was measured. */
+double eng_split_latency_ns(const struct dl_split_link *link, uint32_t n);
+
+/* What it takes nodes to send half of a sum while the other is computed, gathered one by one: zero-initialised. */
+struct eng_halves {
+    double attn_ns, ffn_ns; /* the shortest that any computes for half of its part of a sum */
+    double more_ns;         /* the longest that any needs for what two halves take more than one whole */
+    bool no_host;           /* one of them is no CPU */
+};
+/* A node with so many heads and columns. */
+void eng_halves_add(const struct eng_split_cost *c, uint32_t node, uint32_t heads, uint32_t columns,
+                    struct eng_halves *h);
+
+/* All exchanges of a token, ns: two sums a layer, the message to the workers with the embedding row, and what comes back. As in dl_split. */
+struct eng_exchange {
+    double one_shot, halves, rs, taken;
+    bool is_rs, in_halves;
+};
+/* Among n nodes, by all that the input says. h: of all of them. */
+void eng_split_exchange(const struct eng_split_cost *c, uint32_t n, const struct eng_halves *h,
+                        struct eng_exchange *out);
 /* Tokens per second of a prompt in batches whose halves take turns: what is exchanged travels while the other half is computed. 0: not
  * known. */
 double eng_split_prefill(const struct eng_split_cost *c, const struct dl_split *s);

@@ -64,7 +64,8 @@ static void describe(const struct eng_cluster *c, uint32_t i, char name[NAME_BYT
                                   .op_ns = r.op_ns,
                                   .submit_ns = r.submit_ns,
                                   .flops = r.flops,
-                                  .memory = memory_of(e, i)};
+                                  .memory = memory_of(e, i),
+                                  .host = e->rates[i].host};
 }
 
 /* *names is what the nodes' names are in; both are the caller's to free. */
@@ -136,11 +137,9 @@ int eng_balance(dl_engine *e)
                                 .max_out = o->max_out,
                                 .max_sessions = o->max_sessions,
                                 .kv_tokens = o->kv_tokens,
+                                .collective = o->collective,
                                 .kv_type = o->kv_type,
                                 .wire = o->wire};
-    const enum dl_sum_kind sums = o->collective == DL_COLLECTIVE_RS ? DL_SUM_IN_TWO : DL_SUM_ONE_SHOT;
-    if (o->collective != DL_COLLECTIVE_AUTO)
-        in.sums = &sums;
     struct dl_split split = {0};
     if (!err)
         err = dl_split_make(&in, &split);
@@ -156,6 +155,7 @@ int eng_balance(dl_engine *e)
         for (uint32_t i = 0; i < n; i++)
             e->slices[i] = split.parts[i].slice;
         e->ctx = split.ctx;
+        e->halves_gain_ns = split.halves_ns > 0 ? split.one_shot_ns - split.halves_ns : 0;
         err = tell(e, &in, &split);
     }
     dl_split_finish(&split);

@@ -61,6 +61,7 @@ struct dl_engine {
     uint32_t n_slices;
     struct eng_cluster *cluster; /* the root's; else NULL */
     bool balance;                /* slices by measured speed and memory */
+    double halves_gain_ns; /* ... and what sums gain per token by going in halves; 0: they cannot, or nobody knows */
     struct eng_rate *rates; /* (n_slices): what the nodes of a cluster that was measured say of themselves; else NULL */
     struct dl_link_speed link; /* of that cluster; zeros: unknown */
     uint32_t link_nodes;       /* among how many it was measured */

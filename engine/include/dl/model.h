@@ -169,6 +169,12 @@ struct dl_weight {
  * and sends the sum to everyone. The second has fewer bytes and one more round; models too narrow for it take the first. */
 enum dl_sum_kind { DL_SUM_ONE_SHOT, DL_SUM_IN_TWO };
 
+/* What users may ask for of that: all to all at once, the same in two halves of which one travels while the other is computed, in two
+ * stages of fewer bytes (reduce-scatter and all-gather), or whichever is faster by the network as it was measured, at once where it
+ * was not; halves only if all nodes are CPUs that were measured, too. The sums are the same on all nodes in any case, and in halves
+ * the same as at once. */
+enum dl_collective { DL_COLLECTIVE_AUTO, DL_COLLECTIVE_ONE_SHOT, DL_COLLECTIVE_HALVES, DL_COLLECTIVE_RS };
+
 /* The type in which partial sums travel where `wire` (Q80, F16 or F32) was asked for. Instead of Q80 it is Q120 for models with experts, and F32 for
  * rows that are no whole blocks. A router may have two experts nearly tied: noise on the sums gives a token the other one, and that is no noise any more
  * but another function. The tie of refs/qwen3moe.gguf (test_cluster) fell for five of 19 clusters with Q80, for one in twenty with 10 bits, and for none

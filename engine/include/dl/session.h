@@ -70,12 +70,6 @@ struct dl_cluster {
     uint32_t forgiven_ms;
 };
 
-/* How nodes add up their partial sums: all to all at once, the same in two halves of which one travels while the other is computed, in two
- * stages of fewer bytes (reduce-scatter and all-gather), or whichever is faster by the network as it was measured, at once where it
- * was not; halves only if all nodes are CPUs that were measured, too. The sums are the same on all nodes in any case, and in halves
- * the same as at once. */
-enum dl_collective { DL_COLLECTIVE_AUTO, DL_COLLECTIVE_ONE_SHOT, DL_COLLECTIVE_HALVES, DL_COLLECTIVE_RS };
-
 /* What the workers are being sent, for a bar each: several times a second, in the order of the nodes. total 0: it lacks nothing, or has not
  * said yet. n 0: all is sent. On the engine thread. */
 struct dl_sending {

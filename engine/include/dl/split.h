@@ -18,6 +18,7 @@ struct dl_split_node {
     double bytes_per_s, op_ns, submit_ns; /* as dl_device_measure gives them; bytes_per_s > 0 */
     double flops;                         /* of its matrix products with many tokens; 0: unknown */
     uint64_t memory; /* bytes that its slice, caches and activations may take; 0: unknown, and enough */
+    bool host;       /* a CPU in a process of its own: its sums may go in halves without being asked for */
 };
 
 /* The network between them. latency_ns: of an exchange of next to nothing among of_nodes nodes, as dl_transport_probe measures it;
@@ -45,7 +46,7 @@ struct dl_split_input {
     uint32_t ctx; /* positions per session; 0: as many as the model knows, at most 8192, that fit */
     uint32_t max_batch, max_out, max_sessions; /* 0: 128, 8, 1 */
     uint32_t kv_tokens; /* as of dl_engine_opts */
-    const enum dl_sum_kind *sums; /* how sums go; NULL: whichever way is faster */
+    enum dl_collective collective;
     enum dl_type kv_type, wire;
 };
 
@@ -66,9 +67,11 @@ struct dl_split {
     uint32_t n_nodes, ctx;
     uint32_t at_pos;                   /* position for which times are predicted */
     double compute_ns[DL_PHASE_COUNT]; /* per token: the slowest node's, all layers */
-    double one_shot_ns, rs_ns,
-        exchange_ns; /* per token: by each collective, and by the faster; with what the root sends and gets */
-    bool rs;         /* reduce-scatter is the faster one */
+    /* Per token, with what the root sends and gets: by each collective, and by the one that is taken, as a cluster would choose it (by the
+     * input's `collective`; with given shares nobody measures the nodes, and nothing goes in halves unasked). halves_ns: what is left to
+     * be waited for; 0: they cannot, or a node is no CPU and they were not asked for. */
+    double one_shot_ns, halves_ns, rs_ns, exchange_ns;
+    bool rs, halves;             /* that is reduce-scatter; or one-shot, in halves; or neither: one-shot */
     double tok_s, prefill_tok_s; /* prefill 0: unknown */
     uint32_t n_slow;             /* nodes that slow the others down ... */
     double tok_s_without;        /* ... and the speed without them */
