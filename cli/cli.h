@@ -118,6 +118,7 @@ void cli_cluster_close(struct cli_cluster **c); /* nulls, accepts &NULL */
 /* --wire; q80 in a cluster, f32 in one machine, where nothing travels that would be worth rounding. */
 int cli_wire(const struct cli_opts *o, bool cluster, enum dl_type *out);
 int cli_collective(const struct cli_opts *o, enum dl_collective *out);
+const char *cli_collective_name(enum dl_collective c); /* as --collective calls it */
 
 /* ------------------------------------------------------------------------------------------------ load.c */
 

@@ -212,15 +212,21 @@ int cli_wire(const struct cli_opts *o, bool cluster, enum dl_type *out)
     return o->wire ? cli_type("--wire", o->wire, types, out) : DL_OK;
 }
 
+static const char *const collectives[] = {[DL_COLLECTIVE_AUTO] = "auto",
+                                          [DL_COLLECTIVE_ONE_SHOT] = "oneshot",
+                                          [DL_COLLECTIVE_HALVES] = "halves",
+                                          [DL_COLLECTIVE_RS] = "rs"};
+
+const char *cli_collective_name(enum dl_collective c)
+{
+    return collectives[c];
+}
+
 int cli_collective(const struct cli_opts *o, enum dl_collective *out)
 {
-    static const char *const names[] = {[DL_COLLECTIVE_AUTO] = "auto",
-                                        [DL_COLLECTIVE_ONE_SHOT] = "oneshot",
-                                        [DL_COLLECTIVE_HALVES] = "halves",
-                                        [DL_COLLECTIVE_RS] = "rs"};
     *out = DL_COLLECTIVE_AUTO;
-    for (size_t i = 0; o->collective && i < DL_COUNT_OF(names); i++)
-        if (!strcmp(o->collective, names[i])) {
+    for (size_t i = 0; o->collective && i < DL_COUNT_OF(collectives); i++)
+        if (!strcmp(o->collective, collectives[i])) {
             *out = (enum dl_collective)i;
             return DL_OK;
         }

@@ -44,12 +44,13 @@ static int print_json(const struct dl_split_input *in, const struct dl_split *s)
         compute += s->compute_ns[p];
     json_t *halves = s->halves_ns > 0 ? json_real(s->halves_ns / 1e6) : json_null();
     json_t *all = json_pack(
-        "{s:s,s:I,s:s,s:s,s:o,s:{s:f,s:f,s:s,s:f,s:o,s:f},s:f,s:f,s:f,s:f,s:I,s:o}", "model", in->model, "context",
-        (json_int_t)s->ctx, "kv", dl_type_info(in->kv_type)->name, "wire", dl_type_info(in->wire)->name, "nodes", nodes,
-        "network", "latency_ms", in->link.latency_ns / 1e6, "bytes_per_s", in->link.bytes_per_s, "collective",
-        s->rs       ? "rs"
-        : s->halves ? "halves"
-                    : "oneshot",
+        "{s:s,s:I,s:s,s:s,s:s,s:o,s:{s:f,s:f,s:s,s:f,s:o,s:f},s:f,s:f,s:f,s:f,s:I,s:o}", "model", in->model, "context",
+        (json_int_t)s->ctx, "kv", dl_type_info(in->kv_type)->name, "wire", dl_type_info(in->wire)->name, "wire_sums",
+        dl_type_info(dl_wire_type(in->h, in->wire))->name, "nodes", nodes, "network", "latency_ms",
+        in->link.latency_ns / 1e6, "bytes_per_s", in->link.bytes_per_s, "collective",
+        cli_collective_name(s->rs       ? DL_COLLECTIVE_RS
+                            : s->halves ? DL_COLLECTIVE_HALVES
+                                        : DL_COLLECTIVE_ONE_SHOT),
         "oneshot_ms", s->one_shot_ns / 1e6, "halves_ms", halves, "rs_ms", s->rs_ns / 1e6, "compute_ms", compute / 1e6,
         "exchange_ms", s->exchange_ns / 1e6, "tok_s", s->tok_s, "prefill_tok_s", s->prefill_tok_s, "position",
         (json_int_t)s->at_pos, "without", without_json(in, s));

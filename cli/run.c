@@ -114,14 +114,19 @@ static int make_tokens(const struct cli_opts *o, const struct cli_engine *e, enu
     return err;
 }
 
+/* How the sums of a cluster go, and as what, which is not what was asked for with --wire q80 and a model with experts. */
 static int print_json(const struct cli_gen *g)
 {
+    struct dl_engine_info now;
+    dl_engine_info(g->e->engine, &now);
+    const bool many = g->n_nodes > 1;
     json_t *all = json_pack(
-        "{s:I,s:I,s:f,s:f,s:f,s:f,s:s,s:s%,s:o}", "prompt_tokens", (json_int_t)g->n_prompt, "generated_tokens",
-        (json_int_t)g->n_new, "prefill_tok_s", cli_per_second(g->n_evaluated, g->prefill_ns), "decode_tok_s",
-        cli_per_second(g->n_steps, g->decode_ns), "ttft_ms", (double)g->ttft_ns / 1e6, "load_ms",
+        "{s:I,s:I,s:f,s:f,s:f,s:f,s:s,s:s%,s:s?,s:s?,s:o}", "prompt_tokens", (json_int_t)g->n_prompt,
+        "generated_tokens", (json_int_t)g->n_new, "prefill_tok_s", cli_per_second(g->n_evaluated, g->prefill_ns),
+        "decode_tok_s", cli_per_second(g->n_steps, g->decode_ns), "ttft_ms", (double)g->ttft_ns / 1e6, "load_ms",
         (double)g->e->load_ns / 1e6, "finish_reason", cli_finish_name(g->finish), "text", g->text.v ? g->text.v : "",
-        g->text.len, "nodes", cli_nodes_json(g->e, g->nodes, g->n_nodes));
+        g->text.len, "collective", many ? cli_collective_name(now.collective) : NULL, "wire_sums",
+        many ? dl_type_info(now.wire)->name : NULL, "nodes", cli_nodes_json(g->e, g->nodes, g->n_nodes));
     char *line = all ? json_dumps(all, JSON_COMPACT | JSON_REAL_PRECISION(9)) : NULL;
     int err = line ? cli_outf("%s\n", line) : dl_fail(DL_ENOMEM, "run: cannot write the result as JSON");
     free(line);

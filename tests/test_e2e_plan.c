@@ -31,16 +31,16 @@ static void described_nodes(void **state)
     E2E(&r, "plan", "--shape", "llama3.1-405b", "--layers", "8", "--nodes", "a:20:32,b:20:32,c:20:32", "--json",
         "--ctx", "4K", "--collective", "rs", "--kv", "q80", "--wire", "f16", "--batch", "32");
     E2E_STATUS(&r, 0);
-    static const char *const fields[] = {
-        "{\"model\":\"llama3.1-405b\",\"context\":4096,\"kv\":\"q80\",\"wire\":\"f16\",\"nodes\":[{\"name\":\"a\"",
-        "\"kv_heads\":",
-        "\"weight_bytes\":",
-        "\"sent_bytes_per_token\":",
-        "\"slows\":false",
-        "\"network\":{\"latency_ms\":",
-        "\"collective\":\"",
-        "\"tok_s\":",
-        "\"without\":null}\n"};
+    static const char *const fields[] = {"{\"model\":\"llama3.1-405b\",\"context\":4096,\"kv\":\"q80\",\"wire\":"
+                                         "\"f16\",\"wire_sums\":\"f16\",\"nodes\":[{\"name\":\"a\"",
+                                         "\"kv_heads\":",
+                                         "\"weight_bytes\":",
+                                         "\"sent_bytes_per_token\":",
+                                         "\"slows\":false",
+                                         "\"network\":{\"latency_ms\":",
+                                         "\"collective\":\"",
+                                         "\"tok_s\":",
+                                         "\"without\":null}\n"};
     for (size_t i = 0; i < DL_COUNT_OF(fields); i++)
         E2E_HAS(r.out, fields[i]);
     e2e_free(&r);
@@ -69,6 +69,14 @@ static void described_nodes(void **state)
         json_decref(all);
         e2e_free(&r);
     }
+    /* What travels for --wire q80 where there are experts. */
+    E2E(&r, "plan", "--shape", "qwen3-30b-a3b", "--nodes", "a:20:32,b:20:32", "--json");
+    E2E_STATUS(&r, 0);
+    E2E_HAS(r.out, "\"wire\":\"q80\",\"wire_sums\":\"q120\"");
+    e2e_free(&r);
+    E2E(&r, "plan", "--shape", "qwen3-30b-a3b", "--nodes", "a:20:32,b:20:32");
+    E2E_HAS(r.out, "root sends 310.8 kB as q120, and ");
+    e2e_free(&r);
     E2E(&r, "plan", "--shape", "llama3.1-8b", "--nodes", "gpu:400:24,pi:8:8", "--link", "1gbe:2ms");
     E2E_STATUS(&r, 0);
     E2E_HAS(r.out, "fewer nodes would be faster: without pi about ");
@@ -144,6 +152,11 @@ static void this_machine(void **state)
     E2E_HAS(r.out, "1 thread");
     E2E_HAS(r.out, "exchange 0.00");
     e2e_free(&r);
+    E2E(&r, "plan", model, "--nodes", "a:20:1,b:20:1,c:20:1", "--collective", "rs",
+        "--json"); /* 64 columns, two blocks */
+    E2E_STATUS(&r, 0);
+    E2E_HAS(r.out, "\"collective\":\"oneshot\"");
+    e2e_free(&r);
     E2E(&r, "plan", "--shape", "llama3.1-405b", "--device", "cpu", "--layers", "1024");
     E2E_FAILS(&r, 1, "memory: llama3.1-405b needs ");
     e2e_free(&r);
@@ -178,6 +191,20 @@ static void workers_that_are_there(void **state)
         "-n", "3", "--temp", "0", "--verbose");
     E2E_STATUS(&r, 0);
     E2E_HAS(r.err, "as measured before");
+    e2e_free(&r);
+    const char *experts = test_data("refs/qwen3moe.gguf");
+    for (int rs = 0; experts && rs < 2; rs++) { /* what travels, and how */
+        E2E(&r, "run", experts, "--device", "cpu", "--threads", "1", "--workers", first_workers(&c, 2), "--prompt-ids",
+            "1,2", "-n", "2", "--json", "--collective", rs ? "rs" : "auto");
+        E2E_STATUS(&r, 0);
+        E2E_HAS(r.out, rs ? "\"collective\":\"rs\",\"wire_sums\":\"q120\",\"nodes\""
+                          : "\"collective\":\"oneshot\",\"wire_sums\":\"q120\",\"nodes\"");
+        e2e_free(&r);
+    }
+    E2E(&r, "run", model, "--device", "cpu", "--threads", "1", "--workers", first_workers(&c, 2), "--prompt-ids", "1,2",
+        "-n", "2", "--json", "--collective", "rs"); /* too narrow */
+    E2E_STATUS(&r, 0);
+    E2E_HAS(r.out, "\"collective\":\"oneshot\",\"wire_sums\":\"q80\",\"nodes\"");
     e2e_free(&r);
     E2E(&r, "plan", "--shape", "llama3.1-405b", "--device", "cpu", "--workers", first_workers(&c, 2));
     E2E_FAILS(&r, 1, "memory: llama3.1-405b needs ");

@@ -152,18 +152,19 @@ static void test_json(void **state)
     E2E(&r, "run", gguf, "-p", "Once upon a time", "-n", "5", "--temp", "0", "--json");
     E2E_STATUS(&r, 0);
     assert_ptr_equal(strchr(r.out, '\n'), r.out + r.n_out - 1);
-    static const char *const parts[] = {"{\"prompt_tokens\":5,\"generated_tokens\":5,\"prefill_tok_s\":",
-                                        "\"decode_tok_s\":",
-                                        "\"ttft_ms\":",
-                                        "\"load_ms\":",
-                                        "\"finish_reason\":\"length\",\"text\":\", there was a",
-                                        "\"nodes\":[{\"name\":\"root\",\"devices\":[\"cpu\"],\"share\":",
-                                        "\"compute_ms\":",
-                                        "\"exchange_ms\":",
-                                        "\"exchange_hidden_ms\":",
-                                        "\"idle_ms\":",
-                                        "\"sent_bytes\":",
-                                        "\"received_bytes\":"};
+    static const char *const parts[] = {
+        "{\"prompt_tokens\":5,\"generated_tokens\":5,\"prefill_tok_s\":",
+        "\"decode_tok_s\":",
+        "\"ttft_ms\":",
+        "\"load_ms\":",
+        "\"finish_reason\":\"length\",\"text\":\", there was a",
+        "\"collective\":null,\"wire_sums\":null,\"nodes\":[{\"name\":\"root\",\"devices\":[\"cpu\"],\"share\":",
+        "\"compute_ms\":",
+        "\"exchange_ms\":",
+        "\"exchange_hidden_ms\":",
+        "\"idle_ms\":",
+        "\"sent_bytes\":",
+        "\"received_bytes\":"};
     for (size_t i = 0; i < DL_COUNT_OF(parts); i++)
         E2E_HAS(r.out, parts[i]);
     e2e_free(&r);

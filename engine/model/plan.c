@@ -377,7 +377,7 @@ int dl_plan_build(const struct dl_model_header *h, const struct dl_tensor_types 
     int err = check_blocks(&b);
     if (err)
         return err;
-    b.in_two = opts->collective == DL_SUM_IN_TWO && eng_plan_in_two(h, n_nodes);
+    b.in_two = opts->collective == DL_SUM_IN_TWO && dl_plan_in_two(h, n_nodes);
     if (opts->halves && n_nodes > 1 && !b.in_two)
         b.half = dl_plan_half(h);
     const uint32_t lanes = n_nodes > 1 && opts->lanes > 1 && opts->max_tokens > 1 ? opts->lanes : 1;

@@ -52,10 +52,8 @@ struct eng_builder {
     uint32_t carry[DL_PLAN_LANES], carry_sum[DL_PLAN_LANES];
 };
 
-/* plan_exchange.c. Whether the sums of such a model can go in two stages over n nodes; the buffers, after all others that are activations; at
- * the begin of a segment, what it takes in; at its end, this node's part of the sum (any: it has one) and the step that sends it; for
- * all lanes, the second stage. */
-bool eng_plan_in_two(const struct dl_model_header *h, uint32_t n_nodes);
+/* plan_exchange.c. The buffers, after all others that are activations; at the begin of a segment, what it takes in; at its end, this node's part
+ * of the sum (any: it has one) and the step that sends it; for all lanes, the second stage. */
 void eng_plan_wire(struct eng_builder *b);
 void eng_plan_take(struct eng_builder *b);
 void eng_plan_give(struct eng_builder *b, unsigned which, bool any);

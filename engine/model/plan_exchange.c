@@ -16,7 +16,7 @@
  */
 #include "plan_build.h"
 
-bool eng_plan_in_two(const struct dl_model_header *h, uint32_t n_nodes)
+bool dl_plan_in_two(const struct dl_model_header *h, uint32_t n_nodes)
 {
     return n_nodes > 1 && h->dim % DL_BLOCK == 0 && h->dim / DL_BLOCK >= n_nodes;
 }

@@ -128,10 +128,12 @@ double eng_split_latency_ns(const struct dl_split_link *link, uint32_t n)
     return link->latency_ns + ((double)n - link->of_nodes) * each;
 }
 
-/* The way sums go among n nodes, as in one piece: as asked for, else the faster one. */
+/* The way sums go among n nodes, if each is in one piece: as asked for, else the faster one. */
 static enum eng_coll sums_of(const struct eng_split_cost *c, uint32_t n)
 {
     const struct dl_split_link *link = &c->in->link;
+    if (!dl_plan_in_two(c->in->h, n))
+        return ENG_COLL_ONE_SHOT;
     if (c->in->collective != DL_COLLECTIVE_AUTO)
         return c->in->collective == DL_COLLECTIVE_RS ? ENG_COLL_RS : ENG_COLL_ONE_SHOT;
     return eng_coll_pick(n, c->sum_bytes, eng_split_latency_ns(link, n), link->bytes_per_s);

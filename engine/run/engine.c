@@ -368,6 +368,10 @@ void dl_engine_destroy(dl_engine **engine)
 void dl_engine_info(const dl_engine *e, struct dl_engine_info *out)
 {
     *out = e->info;
+    out->wire = dl_wire_type(e->h, e->plan_opts.wire);
+    out->collective = e->plan_opts.collective == DL_SUM_IN_TWO ? DL_COLLECTIVE_RS
+                      : e->plan_opts.halves                    ? DL_COLLECTIVE_HALVES
+                                                               : DL_COLLECTIVE_ONE_SHOT;
 }
 
 static void link_stats(const dl_engine *e, struct dl_transport_stats *out)

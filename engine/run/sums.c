@@ -38,10 +38,12 @@ static enum dl_sum_kind pick(const dl_engine *e)
     if (asked == DL_COLLECTIVE_ONE_SHOT || asked == DL_COLLECTIVE_HALVES ||
         (asked == DL_COLLECTIVE_AUTO && by_network(e) != ENG_COLL_RS))
         return DL_SUM_ONE_SHOT;
-    if (asked == DL_COLLECTIVE_RS && (e->h->dim % DL_BLOCK || e->h->dim / DL_BLOCK < e->n_slices))
+    if (dl_plan_in_two(e->h, e->n_slices))
+        return DL_SUM_IN_TWO;
+    if (asked == DL_COLLECTIVE_RS)
         dl_log(DL_LOG_WARN, "cluster: %u columns cannot be shared out to %u nodes: sums go at once, not by rs",
                e->h->dim, e->n_slices);
-    return DL_SUM_IN_TWO;
+    return DL_SUM_ONE_SHOT;
 }
 
 /* Does it pay to send the first half of each sum while the second is computed? Only where all nodes are CPUs: on a GPU one more submit costs

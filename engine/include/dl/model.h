@@ -184,6 +184,9 @@ enum dl_type dl_wire_type(const struct dl_model_header *h, enum dl_type wire);
 /* The lanes that batches of up to max_tokens get on n nodes: two where each then has enough tokens for that to pay. */
 uint32_t dl_plan_lanes(uint32_t n, uint32_t max_tokens);
 
+/* Can its sums go in two stages over n nodes? Else the model is too narrow for that. */
+bool dl_plan_in_two(const struct dl_model_header *h, uint32_t n_nodes);
+
 /* Columns of a sum that go first where it goes in halves; 0: the model is too narrow for that. */
 uint32_t dl_plan_half(const struct dl_model_header *h);
 

@@ -118,6 +118,8 @@ struct dl_engine_info {
     uint32_t ctx, max_batch, max_out, vocab;
     uint32_t kv_blocks; /* of DL_KV_BLOCK positions: what all sessions may hold together */
     uint64_t kv_bytes, act_bytes, weight_bytes; /* what this node holds */
+    enum dl_type wire;             /* how partial sums travel where there are several nodes or devices: as dl_wire_type has it, ... */
+    enum dl_collective collective; /* ... and as was asked for or chosen: never AUTO */
 };
 void dl_engine_info(const dl_engine *engine, struct dl_engine_info *out);
 
