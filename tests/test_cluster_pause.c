@@ -8,6 +8,7 @@
 #include <stdatomic.h>
 
 #include "link.h"
+#include "tempdir.h"
 
 static atomic_bool told[N_MOST];
 
@@ -270,6 +271,46 @@ static void too_large_without_one(void **state)
     rig_log_end();
 }
 
+/* One is there at the start, but has no memory for anything: only who does with some starts without it, and asks it again later. */
+static void started_with_one_too_small(void **state)
+{
+    (void)state;
+    struct pause p;
+    struct dl_engine_opts o = rig_opts();
+    char dir[TEMPDIR_LEN], rates[TEMPDIR_LEN + 8];
+    open_pause(&p);
+    make_dir(dir);
+    snprintf(rates, sizeof rates, "%s/rates", dir);
+    o.measure = true; /* once */
+    o.rates_file = rates;
+    p.h.forgiven_ms = 100;
+    p.h.r.workers[2].opts.memory = 100000;
+    rig_log_begin();
+    assert_int_equal(heal_start(&p.h, o), DL_ELIMIT);
+    heal_end(&p.h);
+    assert_true(rig_log_has("memory: node 2 has 0.1 MiB free, "));
+    p.h.some = true;
+    rig_log_begin();
+    assert_int_equal(heal_start(&p.h, o), 0);
+    assert_int_equal(p.h.connects, 2);
+    const unsigned lines = root_lines(); /* there may be advice */
+    said(&p, lines, 2,
+         "node 2 failed in planning: it has 0.00 GiB free, too little even for the activations that every node "
+         "needs; going on with 2 of 3 nodes\n");
+    assert_int_equal(life(p.h.r.engine, p.h.r.prompt, got, got_row), 0);
+    assert_memory_equal(got, want, sizeof want);
+    p.h.answers[1] = true;
+    p.h.r.workers[2].opts.memory = 0;
+    heal_until(&p.h, 3);
+    assert_true(rig_log_has("node 2 is back: going on with 3 of 3 nodes\n"));
+    assert_int_equal(life(p.h.r.engine, p.h.r.prompt, got, got_row), 0);
+    assert_memory_equal(got, want, sizeof want);
+    heal_end(&p.h);
+    remove_dir(dir);
+    heal_close(&p.h);
+    rig_log_end();
+}
+
 /* A worker that comes back without memory for anything, where shares follow memory: the others go on without it. */
 static void comes_back_with_next_to_nothing(void **state)
 {
@@ -353,10 +394,15 @@ static void comes_back_as_another(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(stopped_in_a_pause),    cmocka_unit_test(started_again_in_a_pause),
-        cmocka_unit_test(asked_in_vain),         cmocka_unit_test(another_one_meanwhile),
-        cmocka_unit_test(started_without_one),   cmocka_unit_test(comes_back_as_another),
-        cmocka_unit_test(too_large_without_one), cmocka_unit_test(comes_back_with_next_to_nothing),
+        cmocka_unit_test(stopped_in_a_pause),
+        cmocka_unit_test(started_again_in_a_pause),
+        cmocka_unit_test(asked_in_vain),
+        cmocka_unit_test(another_one_meanwhile),
+        cmocka_unit_test(started_without_one),
+        cmocka_unit_test(comes_back_as_another),
+        cmocka_unit_test(too_large_without_one),
+        cmocka_unit_test(comes_back_with_next_to_nothing),
+        cmocka_unit_test(started_with_one_too_small),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

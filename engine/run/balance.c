@@ -129,7 +129,7 @@ int eng_balance(dl_engine *e)
                                 .nodes = nodes,
                                 .n_nodes = n,
                                 .missing = eng_heal_missing(e, missing, sizeof missing),
-                                .small = e->heal && e->epoch ? &small : NULL,
+                                .small = eng_heal_does_without(e) ? &small : NULL,
                                 .link = link_of(e),
                                 .alike = DL_SPLIT_ALIKE,
                                 .ctx = e->kv.refs ? e->ctx : o->ctx,
@@ -143,8 +143,9 @@ int eng_balance(dl_engine *e)
     struct dl_split split = {0};
     if (!err)
         err = dl_split_make(&in, &split);
-    if (err == DL_ELIMIT && small && eng_heal_no_room(e, (int)small)) {
+    if (err == DL_ELIMIT && small) {
         struct eng_cluster *c = e->cluster;
+        eng_heal_no_room(e, (int)small);
         eng_cluster_phase(c, "planning");
         (void)eng_cluster_blame(c, &c->peers[small - 1], err,
                                 "it has %.2f GiB free, too little even for the activations that every node needs",

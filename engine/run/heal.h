@@ -31,8 +31,10 @@ void eng_heal_loading(dl_engine *e);
 /* What a node's share needs of its free memory: where it does not fit, its next share is smaller. */
 struct eng_memory;
 void eng_heal_memory(dl_engine *e, int node, const struct eng_memory *needs);
-/* A node that has no memory for any share at all: true where it is done without, once it is blamed. What is so at the start is for the user. */
-bool eng_heal_no_room(dl_engine *e, int node);
+/* A node that has no memory for any share at all: is it done without? What is so at the start is for the user, unless some nodes will do. If
+ * so, it is to be blamed for it after eng_heal_no_room. */
+bool eng_heal_does_without(const dl_engine *e);
+void eng_heal_no_room(dl_engine *e, int node);
 /* "node 2 (10.0.0.7:9990) is missing": the workers that the engine is being formed without; empty: none. */
 const char *eng_heal_missing(const dl_engine *e, char *out, size_t cap);
 

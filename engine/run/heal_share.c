@@ -53,13 +53,14 @@ void eng_heal_memory(dl_engine *e, int node, const struct eng_memory *needs)
         m->share = 0;
 }
 
-bool eng_heal_no_room(dl_engine *e, int node)
+bool eng_heal_does_without(const dl_engine *e)
 {
-    struct eng_heal *h = e->heal;
-    if (!h || node < 1 || !h->stood)
-        return false;
-    h->members[h->who[node - 1]].share = 0;
-    return true;
+    return e->heal && (e->heal->stood || e->heal->how.some);
+}
+
+void eng_heal_no_room(dl_engine *e, int node)
+{
+    e->heal->members[e->heal->who[node - 1]].share = 0;
 }
 
 void eng_heal_halve(struct eng_member *m)
