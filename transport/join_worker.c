@@ -54,7 +54,7 @@ static void mesh_open(struct tp_link *link)
     struct tp_mesh *m = link->ud;
     const dl_tcp_listener *l = m->l;
     struct tp_hello h = {.purpose = TP_FOR_MESH, .rank = (uint16_t)l->t->base.node};
-    memcpy(h.cluster, l->t->cluster, sizeof h.cluster);
+    memcpy(h.id, l->t->cluster, sizeof h.id);
     tp_dial_hello(link, &l->conf, &h);
 }
 
@@ -160,7 +160,7 @@ static void dial_others(dl_tcp_listener *l)
 void tp_join_mesh(dl_tcp_listener *l, struct tp_guest *g, const struct tp_hello *h)
 {
     struct tp_tcp *t = l->state == TP_JOINING ? l->t : NULL;
-    if (!t || memcmp(h->cluster, t->cluster, sizeof t->cluster) != 0 || h->rank <= t->base.node ||
+    if (!t || memcmp(h->id, t->cluster, sizeof t->cluster) != 0 || h->rank <= t->base.node ||
         h->rank >= t->base.n_nodes || t->peers[h->rank].link) {
         tp_guest_refuse(g, TP_NO_CLUSTER, "it does not belong to that cluster");
         return;

@@ -65,6 +65,7 @@ void tp_guest_answer(struct tp_guest *g)
 {
     const struct tp_conf *conf = &g->l->conf;
     struct tp_hello h = {.purpose = TP_ANSWER, .protocol = TP_PROTOCOL, .features = conf->features};
+    memcpy(h.id, g->l->id, sizeof h.id);
     memcpy(h.build, conf->build, sizeof h.build);
     memcpy(h.about, conf->about, sizeof h.about);
     struct dl_str text = {0};
@@ -336,6 +337,8 @@ int dl_tcp_listen(const char *address, const struct dl_tcp_opts *opts, dl_tcp_li
     pthread_mutex_init(&l->lock, NULL);
     tp_cond_init(&l->changed);
     int err = tp_conf_init(&l->conf, opts);
+    if (!err && uv_random(NULL, NULL, l->id, sizeof l->id, 0, NULL))
+        memset(l->id, 0, sizeof l->id); /* a restart may be overlooked then: no reason not to work */
     if (!err)
         err = tp_loop_create(l->conf.spin_us, &l->loop);
     if (!err) {

@@ -38,6 +38,7 @@ struct dl_tcp_listener {
     uv_tcp_t servers[TP_ADDRS_MOST];
     unsigned n_servers;
     char address[TP_ADDR_MOST + 1];
+    uint8_t id[TP_ID_BYTES]; /* random: who asks twice can tell whether it was started again in between */
     uv_timer_t tick;
     bool ticking;
     unsigned n_open; /* handles and links that call back */

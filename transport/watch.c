@@ -23,7 +23,7 @@ struct looked_at {
     struct tp_link *link; /* connected: ours from there on */
     bool looking;
     uint64_t next_ns, deadline_ns;
-    uint8_t text[1024];
+    uint8_t text[1024], id[TP_ID_BYTES];     /* id: whose answer the last one was */
     atomic_uint_least64_t asked_ns, free_ns; /* any thread: when somebody wanted to know, and when it last was free */
     char refusal[TP_WHY_MOST + 1];           /* (w->lock): why it refuses; empty: it does not */
     uint64_t refused_ns;                     /* (w->lock): when */
@@ -79,12 +79,25 @@ static int link_begin(struct tp_link *l, const struct tp_frame *f, void **dest)
     return DL_OK;
 }
 
+/* Is it the one that was free at the look before, as far as it says? Once told apart, the new one is known. */
+static bool is_same(struct looked_at *k, const uint8_t id[TP_ID_BYTES])
+{
+    static const uint8_t unsaid[TP_ID_BYTES];
+    const uint64_t seen = atomic_load_explicit(&k->free_ns, memory_order_relaxed);
+    const bool other = seen && dl_now_ns() < seen + FRESH_NS && memcmp(k->id, id, TP_ID_BYTES) != 0 &&
+                       memcmp(k->id, unsaid, TP_ID_BYTES) != 0 && memcmp(id, unsaid, TP_ID_BYTES) != 0;
+    memcpy(k->id, id, TP_ID_BYTES);
+    return !other;
+}
+
 static int link_end(struct tp_link *l, const struct tp_frame *f)
 {
     struct looked_at *k = l->ud;
     struct tp_hello h;
     char why[TP_WHY_MOST + 1] = "";
     bool is_free = f->type == TP_HELLO && !tp_hello_get(k->text, f->length, &h) && h.purpose == TP_ANSWER;
+    if (is_free && !is_same(k, h.id))
+        is_free = false;
     if (f->type == TP_REFUSE && f->flags != TP_NO_BUSY)
         tp_text_get(k->text, f->length, why, TP_WHY_MOST);
     tp_link_close(l);

@@ -210,7 +210,7 @@ int tp_hello_put(struct dl_str *out, const struct tp_hello *h)
     write16(&w, h->purpose);
     write16(&w, h->rank);
     write64(&w, h->features);
-    write_bytes(&w, h->cluster, TP_ID_BYTES);
+    write_bytes(&w, h->id, TP_ID_BYTES);
     write_text(&w, h->build);
     write_text(&w, h->about);
     return w.err;
@@ -224,7 +224,7 @@ const char *tp_hello_get(const uint8_t *in, size_t n, struct tp_hello *h)
     uint16_t purpose = read16(&r);
     h->rank = read16(&r);
     h->features = read64(&r);
-    memcpy(h->cluster, look(&r, TP_ID_BYTES), TP_ID_BYTES);
+    memcpy(h->id, look(&r, TP_ID_BYTES), TP_ID_BYTES);
     read_text(&r, h->build, TP_BUILD_MOST);
     read_text(&r, h->about, TP_ABOUT_MOST);
     if (!r.bad && (purpose < TP_FOR_ROOT || purpose > TP_FOR_LOOK))

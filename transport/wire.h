@@ -73,10 +73,11 @@ const char *tp_frame_get(const uint8_t in[TP_HEAD_BYTES], struct tp_frame *f);
 /* ------------------------------------------------------------------------------------------------------ payloads */
 
 enum { TP_ID_BYTES = 16 };
-/* Who dials says what for; the cluster and its rank in it only where it is one already (TP_FOR_MESH). Repeats of the preamble what
- * TLS now vouches for. */
+/* Who dials says what for; the id, which is its cluster's, and its rank in it only where it is in one already (TP_FOR_MESH). In an answer the
+ * id is the listener's own, another one each time that it is started; zeros: it does not say. Repeats of the preamble what TLS now
+ * vouches for. */
 struct tp_hello {
-    uint8_t purpose, cluster[TP_ID_BYTES];
+    uint8_t purpose, id[TP_ID_BYTES];
     uint16_t protocol, rank;
     uint64_t features;
     char build[TP_BUILD_MOST + 1], about[TP_ABOUT_MOST + 1];

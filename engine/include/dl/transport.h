@@ -188,7 +188,8 @@ int dl_tcp_connect_some(const char *const *workers, int n, const bool *wanted, c
  * those that were asked for within the last few. They notice next to nothing of it. */
 typedef struct dl_tcp_watch dl_tcp_watch;
 int dl_tcp_watch_open(const char *const *workers, int n, const struct dl_tcp_opts *opts, dl_tcp_watch **out);
-/* Was worker i free when last looked at, at most three seconds ago? Does not wait. Any thread. */
+/* Was worker i free when last looked at, at most three seconds ago? One that was started again since the look before, when it was free, too, is
+ * not, for this look: so that who asks on and on hears of it. Does not wait. Any thread. */
 bool dl_tcp_watch_free(dl_tcp_watch *w, int i);
 /* Was it there when last looked at, at most three seconds ago, and refused this side: another key, version, program? Then why, in words with
  * what to do (cap > 0). Not who is only busy. Does not wait. Any thread. */
