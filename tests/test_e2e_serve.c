@@ -148,6 +148,31 @@ static void test_answers(void **state)
 }
 
 /* Every request has its own settings, and none of another's. */
+/* As much as a request may hold, of which the tokens need not be counted to see that they do not fit. */
+static void far_too_long(int port, const char *path, const char *param)
+{
+    enum { WORDS = (7 << 20) / 8 };
+    struct dl_str body = {0};
+    struct http h;
+    (void)dl_str_addf(&body, "%s",
+                      *param == 'm' ? "{\"messages\":[{\"role\":\"user\",\"content\":\"" : "{\"prompt\":\"");
+    for (int i = 0; i < WORDS; i++)
+        (void)dl_str_addz(&body, "a dragon");
+    (void)dl_str_addz(&body, *param == 'm' ? "\"}]}" : "\"}");
+    http_post(&h, port, path, body.v);
+    HTTP_STATUS(&h, 400);
+    json_t *v = http_json(&h), *e = json_object_get(v, "error");
+    const char *why = json_string_value(json_object_get(e, "message")), *number = strstr(why, ": at least ");
+    assert_string_equal(json_string_value(json_object_get(e, "param")), param);
+    assert_string_equal(json_string_value(json_object_get(e, "code")), "context_length_exceeded");
+    E2E_HAS(why, " tokens do not fit the context of 1024 tokens: shorten them");
+    if (!number || atol(number + 11) <= 1024 || atol(number + 11) > 8 * WORDS)
+        fail_msg("%s", why);
+    json_decref(v);
+    http_free(&h);
+    dl_str_finish(&body);
+}
+
 static void test_sampling(void **state)
 {
     (void)state;
@@ -250,8 +275,11 @@ static void test_sampling(void **state)
     HTTP_STATUS(&h, 400);
     E2E_HAS(h.body, "tokens do not fit the context of 1024");
     E2E_HAS(h.body, "context_length_exceeded");
+    assert_null(strstr(h.body, "at least"));
     http_free(&h);
     dl_str_finish(&body);
+    far_too_long(s.port, TEXT, "prompt");
+    far_too_long(s.port, CHAT, "messages");
     served_stop(&s, 5000);
 }
 

@@ -209,6 +209,8 @@ static void check_twins(const char *a, const char *b, int rounds)
         dl_tokens_finish(&u);
         dl_tokens_finish(&v);
         check_round_trip(x, s.v, s.len);
+        if (r % 8 == 0)
+            check_most(x, s.v, s.len, (unsigned)r / 8 & 3);
         if (r % 3)
             check_stream(x, s.v, s.len);
     }
@@ -245,6 +247,7 @@ static void test_round_trip_random(void **state)
         for (int r = 0; r < 3000; r++) {
             random_text(&s, &rnd, r % 3);
             check_round_trip(t, s.v, s.len);
+            check_most(t, s.v, s.len, (unsigned)r & 3);
             if (r % 3)
                 check_stream(t, s.v, s.len);
         }
@@ -385,6 +388,18 @@ static void timed(const dl_tokenizer *t, const char *what, const struct dl_str *
     dl_tokens_finish(&ids);
 }
 
+/* More than is wanted by far: of one word not a single token is made, of many no more than are wanted. */
+static void ends_early(const dl_tokenizer *t, const struct dl_str *word, const struct dl_str *words)
+{
+    struct dl_tokens ids = {.most = 4096};
+    assert_int_equal(dl_tokenize(t, word->v, word->len, DL_TOKENIZE_BOS, &ids), DL_ELIMIT);
+    assert_true(!ids.len && !ids.cap && ids.least > 4096);
+    ids.most = words->len / 6;
+    assert_int_equal(dl_tokenize(t, words->v, words->len, DL_TOKENIZE_BOS, &ids), DL_ELIMIT);
+    assert_true(ids.len == ids.most && ids.least == ids.most + 1);
+    dl_tokens_finish(&ids);
+}
+
 static void test_speed(void **state)
 {
     (void)state;
@@ -422,6 +437,7 @@ static void test_speed(void **state)
         timed(t, "spaces", &spaces);
         timed(t, "marks", &marks);
         timed(t, "bytes", &bytes);
+        ends_early(t, &line, &text);
         dl_tokenizer_close(&t);
     }
     dl_str_finish(&text);

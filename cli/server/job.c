@@ -9,6 +9,9 @@
 #include <string.h>
 #include <time.h>
 
+#define EXACT_BYTES \
+    ((size_t)256 << 10) /* of a prompt: its tokens are counted even if they are too many: it takes milliseconds */
+
 struct cli_job *cli_job_create(struct cli_server *s, struct cli_request *req)
 {
     struct cli_job *job = dl_calloc(1, sizeof *job);
@@ -70,6 +73,17 @@ static int tokenize_one(const struct cli_job *job, uint32_t i, const struct cli_
                    : dl_tokens_append(out, p->ids.v, p->ids.len);
 }
 
+/* Of text alone. */
+static size_t bytes_of(const struct cli_request *r, uint32_t i)
+{
+    if (r->endpoint != CLI_ENDPOINT_CHAT)
+        return r->prompts[i].text ? r->prompts[i].n : 0;
+    size_t n = 0;
+    for (size_t k = 0; k < r->n_msgs; k++)
+        n += strlen(r->msgs[k].content);
+    return n;
+}
+
 /* The grammar of what is asked for. */
 static int read_format(struct cli_job *job, struct cli_req_error *error)
 {
@@ -84,15 +98,27 @@ static int read_format(struct cli_job *job, struct cli_req_error *error)
                : DL_OK;
 }
 
+static int too_long(const struct cli_served *served, const char *param, const char *at_least, size_t n,
+                    struct cli_req_error *error)
+{
+    return cli_req_refuse(error, 400, "context_length_exceeded", param,
+                          "%s: %s%zu tokens do not fit the context of %u tokens: shorten them, or start the server "
+                          "with a larger --ctx",
+                          param, at_least, n, served->ctx);
+}
+
 int cli_job_tokenize(struct cli_job *job, const struct cli_served *served, struct cli_req_error *error)
 {
     const char *param = job->req.endpoint == CLI_ENDPOINT_CHAT ? "messages" : "prompt";
     char why[sizeof error->message];
     for (uint32_t i = 0; i < job->n_prompts; i++) {
         struct dl_tokens *t = &job->prompts[i];
+        t->most = bytes_of(&job->req, i) > EXACT_BYTES ? served->ctx : 0;
         cli_capture_begin(why, sizeof why, false);
         int err = tokenize_one(job, i, served, t);
         cli_capture_end();
+        if ((!err && t->len > served->ctx) || (err == DL_ELIMIT && t->least > served->ctx))
+            return too_long(served, param, err ? "at least " : "", err ? t->least : t->len, error);
         if (err == DL_ENOMEM)
             return cli_req_refuse(error, 500, NULL, NULL, "the server is out of memory");
         if (err)
@@ -100,11 +126,6 @@ int cli_job_tokenize(struct cli_job *job, const struct cli_served *served, struc
         if (!t->len)
             return cli_req_refuse(error, 400, NULL, param, "%s: is empty, and this model has no token to begin with",
                                   param);
-        if (t->len > served->ctx)
-            return cli_req_refuse(error, 400, "context_length_exceeded", param,
-                                  "%s: %zu tokens do not fit the context of %u tokens: shorten them, or start the "
-                                  "server with a larger --ctx",
-                                  param, t->len, served->ctx);
     }
     return read_format(job, error);
 }

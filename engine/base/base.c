@@ -233,6 +233,10 @@ int dl_tokens_append(struct dl_tokens *t, const int32_t *ids, size_t n)
     size_t want;
     if (!dl_add_size(t->len, n, &want))
         return dl_fail(DL_ENOMEM, "memory: %zu + %zu tokens are too many", t->len, n);
+    if (t->most && want > t->most) {
+        t->least = DL_MAX(t->least, want);
+        return DL_ELIMIT;
+    }
     void *v = t->v;
     int err = dl_grow(&v, &t->cap, want, sizeof *t->v);
     t->v = v;

@@ -86,6 +86,12 @@ int dl_tokenize(const dl_tokenizer *tok, const char *text, size_t n, unsigned fl
     bool control = flags & DL_TOKENIZE_SPECIAL;
     struct eng_merger m = {0};
     int err = DL_OK;
+    if (out->most) {
+        const size_t least = out->len + eng_vocab_least(tok, text, n);
+        out->least = DL_MAX(out->least, least);
+        if (least > out->most)
+            return DL_ELIMIT;
+    }
     if ((flags & DL_TOKENIZE_BOS) && tok->info.add_bos)
         err = dl_tokens_add(out, tok->info.bos);
     size_t start = 0; /* of the plain text that is being gathered */

@@ -292,6 +292,35 @@ static int build_specials(dl_tokenizer *t)
     return DL_OK;
 }
 
+/* After the bytes' own tokens are known. */
+static void build_longest(dl_tokenizer *t)
+{
+    for (int b = 0; b < 256; b++)
+        t->longest_with[b] = 1;
+    for (size_t id = 0; id < t->n; id++) {
+        const struct eng_token *k = &t->tokens[id];
+        const uint8_t *s = (const uint8_t *)t->arena + k->at;
+        if (is_special(k) || (k->type == ENG_TOKEN_NORMAL && !k->unmatched))
+            for (uint32_t i = 0; i < k->n; i++)
+                t->longest_with[s[i]] = DL_MAX(t->longest_with[s[i]], k->n);
+    }
+    for (int b = 0; b < 256; b++)
+        if (t->byte_id[b] < 0 && t->unknown < 0)
+            t->longest_with[b] = 0;
+}
+
+/* Each token is as long as the longest with any of its bytes at most: if each byte counts as one part in so many, no token counts
+ * as more than one. */
+size_t eng_vocab_least(const dl_tokenizer *t, const char *text, size_t n)
+{
+    size_t count[256] = {0}, least = 0;
+    for (size_t i = 0; i < n; i++)
+        count[(uint8_t)text[i]]++;
+    for (int b = 0; b < 256; b++)
+        least += t->longest_with[b] ? count[b] / t->longest_with[b] : 0;
+    return least;
+}
+
 int eng_vocab_finish(dl_tokenizer *t)
 {
     t->seed = mix(dl_now_ns() ^ 0x5851f42d4c957f2du);
@@ -304,8 +333,10 @@ int eng_vocab_finish(dl_tokenizer *t)
     int err = build_slots(t);
     if (!err)
         err = build_specials(t);
-    if (!err)
+    if (!err) {
         build_bytes(t);
+        build_longest(t);
+    }
     return err;
 }
 

@@ -57,6 +57,7 @@ struct dl_tokenizer {
     struct eng_token *tokens;
     size_t n, cap;
     size_t longest; /* bytes of the longest token in `slots` */
+    uint32_t longest_with[256]; /* of the longest that text can become and that has this byte; 0: the byte may come to nothing */
 
     uint64_t seed;          /* of the hash: a hostile file cannot aim at collisions */
     struct eng_slot *slots; /* what plain text can become: NORMAL tokens by their bytes */
@@ -88,6 +89,8 @@ int32_t eng_vocab_find(const dl_tokenizer *t, const char *bytes, size_t n);
 const struct eng_pair *eng_vocab_find_pair(const dl_tokenizer *t, int32_t left, int32_t right);
 /* The longest special token at `text`, or -1; control: control and unknown tokens count too, else only user-defined ones. */
 int32_t eng_vocab_special_at(const dl_tokenizer *t, const char *text, size_t n, bool control);
+/* A number of tokens that the text comes to at least. */
+size_t eng_vocab_least(const dl_tokenizer *t, const char *text, size_t n);
 /* "<0xNN>" to its value, or -1. */
 int eng_byte_name(const char *text, size_t n);
 /* DL_EFORMAT (logged) unless -1 <= id < n. */

@@ -39,6 +39,10 @@ static inline void fuzz_use(const dl_tokenizer *tok, const char *text, size_t n,
         dl_token_is_eog(tok, ids.v[i]);
     }
     fuzz_check(dl_decoder_flush(&d, &streamed) == DL_OK);
+    struct dl_tokens fewer = {.most = ids.len > 1 ? ids.len - 1 : 1};
+    int err = dl_tokenize(tok, text, n, flags, &fewer);
+    fuzz_check(ids.len > 1 ? err == DL_ELIMIT && fewer.least == ids.len && fewer.len <= fewer.most : err == DL_OK);
+    dl_tokens_finish(&fewer);
     fuzz_check(dl_detokenize(tok, ids.v, ids.len, &whole) == DL_OK);
     dl_str_finish(&whole);
     dl_str_finish(&streamed);

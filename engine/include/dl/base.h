@@ -123,10 +123,11 @@ int dl_str_addz(struct dl_str *s, const char *text);
 int dl_str_addf(struct dl_str *s, const char *fmt, ...) DL_PRINTF(2, 3);
 void dl_str_finish(struct dl_str *s);
 
-/* A growable array of token ids. Zero-initialised is empty. */
+/* A growable array of token ids. Zero-initialised is empty. One that is to hold `most` at most (0: as many as memory does) refuses
+ * what would be more with DL_ELIMIT: nothing is logged, and `least` is what is known of how many it would have been, so many or more. */
 struct dl_tokens {
     int32_t *v;
-    size_t len, cap;
+    size_t len, cap, most, least;
 };
 int dl_tokens_add(struct dl_tokens *t, int32_t id);
 int dl_tokens_append(struct dl_tokens *t, const int32_t *ids, size_t n);

@@ -39,7 +39,8 @@ enum dl_tokenize_flags {
 };
 
 /* Appends the ids of n bytes of text. Text need not be valid UTF-8: whatever is not goes through byte tokens. Without the
- * BOS flag, nothing is added in front. Allocates; DL_ENOMEM. */
+ * BOS flag, nothing is added in front. Allocates; DL_ENOMEM. Where out->most is set: DL_ELIMIT, without a look at more of the
+ * text than it takes to see that it does not fit. */
 int dl_tokenize(const dl_tokenizer *tok, const char *text, size_t n, unsigned flags, struct dl_tokens *out);
 
 /* The bytes that a token stands for; *n = 0 for control tokens and for ids outside the vocabulary. Not NUL-terminated,
