@@ -7,6 +7,7 @@
 #include "dl/split.h"
 
 #include <math.h>
+#include <time.h>
 
 #define GIB ((uint64_t)1 << 30)
 #define MOST 24
@@ -445,7 +446,7 @@ static void table_says_it_all(void **state)
     close_rig(&r);
 }
 
-/* Sixteen machines with just enough memory, and the largest model: in well under a second, also on a slow machine and unoptimised. */
+/* Sixteen machines with just enough memory, and the largest model: in well under a second of processor time, whoever else is busy here. */
 static void large_and_quick(void **state)
 {
     (void)state;
@@ -455,11 +456,16 @@ static void large_and_quick(void **state)
         r.nodes[i].memory = (15 + i % 3) * GIB;
     r.nodes[15].bytes_per_s = 60e9;
     r.nodes[14].bytes_per_s = 8e9;
-    uint64_t t0 = dl_now_ns();
+#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
+    const double most_s = 10;
+#else
+    const double most_s = 1;
+#endif
+    clock_t t0 = clock();
     assert_int_equal(dl_split_make(&r.in, &r.split), 0);
-    double s = (double)(dl_now_ns() - t0) / 1e9;
-    printf("405B on 16 nodes: planned in %.2f s\n", s);
-    assert_true(s < 20);
+    double s = (double)(clock() - t0) / CLOCKS_PER_SEC;
+    printf("405B on 16 nodes: planned in %.2f s of processor time\n", s);
+    assert_true(s < most_s);
     owned_once(&r);
     close_rig(&r);
 }
