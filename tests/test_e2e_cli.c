@@ -28,15 +28,14 @@ static const struct {
              "--verbose",    "--json",
              "--workers",    "--split",
              "--wire",       "--collective",
-             "--key",
-             "--insecure"}},
+             "--key",        "--insecure"}},
     {"worker",
      {"--listen", "--device", "--threads", "--model", "--cache-size", "--key", "--insecure", "--once", "--quiet",
       "--verbose", "--json"}},
-    {"serve",
-     {"--listen", "--api-key", "--parallel", "--queue", "--cors", "--insecure", "--ctx", "--temp", "--top-p", "--top-k",
-      "--min-p", "--repeat-penalty", "--chat-template", "--device", "--threads", "--batch", "--kv", "--tokenizer",
-      "--workers", "--split", "--wire", "--key", "--quiet", "--verbose"}},
+    {"serve", {"--listen",        "--api-key", "--parallel", "--queue", "--cors",  "--insecure",
+               "--ctx",           "--temp",    "--top-p",    "--top-k", "--min-p", "--repeat-penalty",
+               "--chat-template", "--device",  "--threads",  "--batch", "--kv",    "--tokenizer",
+               "--workers",       "--split",   "--wire",     "--key",   "--quiet", "--verbose"}},
     {"keygen", {"--quiet", "--json"}},
     {"plan",
      {"--shape", "--layers", "--nodes", "--link", "--workers", "--split", "--ctx", "--batch", "--kv", "--wire",
@@ -316,6 +315,27 @@ static void test_tokenize_gpt2(void **state)
     (void)state;
     NEED_BIN();
     vectors("gpt-2", 15);
+
+    /* In the vocabulary a space and a line end are letters (U+0120, U+010A); in a text they never are. Each token before a line end: */
+    NEED_DATA(model, "vocab/gpt-2.gguf");
+    enum { TOKENS = 50256, LINE_END = 198 };
+    struct dl_str ids = {0};
+    for (int i = 0; i < TOKENS; i++)
+        (void)dl_str_addf(&ids, "%d %d ", i, LINE_END);
+    struct e2e r;
+    e2e_run(&r, ids.v, ids.len, (const char *const[]){"tokenize", model, "--decode", NULL});
+    E2E_STATUS(&r, 0);
+    int lines = 0, spaces = 0, marks = 0;
+    for (size_t i = 1; i < r.n_out; i++) {
+        const char *two = r.out + i - 1;
+        lines += two[1] == '\n';
+        spaces += !memcmp(two, "\n ", 2);
+        marks += !memcmp(two, "\xc4\xa0", 2) || !memcmp(two, "\xc4\x8a", 2);
+    }
+    assert_true(lines >= TOKENS && spaces > TOKENS / 2);
+    assert_int_equal(marks, 0);
+    e2e_free(&r);
+    dl_str_finish(&ids);
 }
 
 static void test_tokenize_llama3(void **state)

@@ -20,10 +20,16 @@
  *   12  long service: memory, descriptors, processor time when idle, log      test_e2e_soak
  *   13  three endpoints and more deadlock                                     test_e2e_soak; test_tcp: collectives
  *   14  a worker without memory enough                                        test_cluster_faults: too_little_memory; test_cluster_mend: less_for_the_small_one
- *   15  other tokens on 1 to 8 nodes, uneven, mixed                           test_cluster: families, the_demo; test_vk_engine
+ *   15  other tokens on 1 to 8 nodes, uneven, mixed                           test_cluster: families, the_demo; test_e2e_cluster_text; test_vk_engine
  *   16  more nodes than KV heads                                              test_cluster: families (8 nodes); test_plan
  *   17  a damaged or full cache                                               test_cluster_weights, test_weight_cache
  *   18  one node has to hold the whole model                                  test_cluster_mend: the_root_holds_its_share
+ *   19  byte marks in the text, an answer without an end, a full context      test_tokenizer: test_vectors_gpt2; test_e2e_cli: test_tokenize_gpt2; test_chat: stops; test_e2e_run: test_stops; test_e2e_serve: test_full_context
+ *   20  requests that are none: bad JSON, wrong types, lengths that lie       test_e2e_serve_hostile: test_raw, test_random; test_request; fuzz_request
+ *   21  settings that do nothing or leak; names of headers in other letters   test_e2e_serve: test_sampling, test_answers; test_e2e_serve_hostile: test_raw, test_key
+ *   22  prompts beyond the context, numbers beyond their range                test_e2e_serve: test_sampling; test_request: test_clamped
+ *   23  who hangs up, reads slowly or is one of many                          test_e2e_serve_clients; test_e2e_serve_load
+ *   24  pages of other sites use the server                                   test_e2e_serve_hostile: test_names
  */
 #include "e2e_procs.h"
 

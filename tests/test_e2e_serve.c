@@ -81,6 +81,14 @@ static char *run_alone(const char *prompt)
     return text;
 }
 
+/* What says, to those who compare answers, that the same model has computed them in the same way. */
+static const char *fingerprint_of(const json_t *v)
+{
+    const char *print = json_string_value(json_object_get(v, "system_fingerprint"));
+    assert_non_null(print);
+    return print;
+}
+
 static void test_answers(void **state)
 {
     (void)state;
@@ -93,8 +101,14 @@ static void test_answers(void **state)
     assert_true(strlen(text) > 40);
     free(text);
 
-    /* Whole and in pieces: the same. */
-    char *whole = ask(s.port, CHAT, "{" HELLO "}");
+    /* Whole and in pieces: the same, and by the same. */
+    http_post(&h, s.port, CHAT, "{" HELLO "}");
+    json_t *all = http_json(&h);
+    char *whole = strdup(choice_text(all, 0)), print[32];
+    snprintf(print, sizeof print, "%s", fingerprint_of(all));
+    assert_true(!strncmp(print, "fp_", 3) && strlen(print) > 8);
+    json_decref(all);
+    http_free(&h);
     struct dl_str pieces = {0};
     http_post(&h, s.port, CHAT, "{" HELLO ",\"stream\":true,\"stream_options\":{\"include_usage\":true}}");
     HTTP_STATUS(&h, 200);
@@ -109,6 +123,7 @@ static void test_answers(void **state)
         roles += json_object_get(delta, "role") != NULL;
         finishes += json_is_string(json_object_get(choice, "finish_reason"));
         usages += json_is_object(json_object_get(v, "usage"));
+        assert_string_equal(fingerprint_of(v), print);
         json_decref(v);
     }
     assert_string_equal(at, ""); /* and [DONE] was the last one */
@@ -143,6 +158,49 @@ static void test_answers(void **state)
     json_decref(v);
     http_free(&h);
     free(whole);
+    free(alone);
+    served_stop(&s, 5000);
+}
+
+/* The end of the context is the end of an answer, and no failure: whole or streamed, and whatever was asked for. */
+static void test_full_context(void **state)
+{
+    (void)state;
+    NEED_BIN();
+    enum { CTX = 32 };
+    struct served s;
+    struct http h;
+    SERVE(&s, "--device", "cpu", "--ctx", "32");
+    char *alone = run_alone("One model");
+    static const char *const more[] = {"", ",\"max_tokens\":500", ",\"stream\":true"};
+    for (size_t i = 0; i < DL_COUNT_OF(more); i++) {
+        char body[128];
+        struct dl_str text = {0};
+        json_t *v = NULL;
+        snprintf(body, sizeof body, "{\"prompt\":\"One model\"%s}", more[i]);
+        http_post(&h, s.port, TEXT, body);
+        HTTP_STATUS(&h, 200);
+        if (i == 2) {
+            char *at = h.body;
+            for (json_t *piece; (piece = next_event(&at)); v = piece) {
+                (void)dl_str_addz(&text, choice_text(piece, 0));
+                json_decref(v);
+            }
+            assert_string_equal(at, ""); /* [DONE] */
+        } else {
+            v = http_json(&h);
+            (void)dl_str_addz(&text, choice_text(v, 0));
+            const json_t *usage = json_object_get(v, "usage");
+            const json_int_t prompt = json_integer_value(json_object_get(usage, "prompt_tokens"));
+            /* The last one is not evaluated any more, so it takes no place. */
+            assert_int_equal(json_integer_value(json_object_get(usage, "completion_tokens")), CTX + 1 - prompt);
+        }
+        assert_string_equal(finish_of(v, 0), "length");
+        assert_true(text.len > 60 && !strncmp(alone, text.v, text.len)); /* 30 of the 40 tokens that it wrote alone */
+        json_decref(v);
+        dl_str_finish(&text);
+        http_free(&h);
+    }
     free(alone);
     served_stop(&s, 5000);
 }
@@ -390,8 +448,8 @@ static void test_cache(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        SERVE_TEST(test_endpoints), SERVE_TEST(test_answers), SERVE_TEST(test_sampling),
-        SERVE_TEST(test_cache),     SERVE_TEST(test_formats),
+        SERVE_TEST(test_endpoints), SERVE_TEST(test_answers), SERVE_TEST(test_full_context),
+        SERVE_TEST(test_sampling),  SERVE_TEST(test_cache),   SERVE_TEST(test_formats),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
