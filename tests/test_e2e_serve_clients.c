@@ -29,7 +29,8 @@ static void leave(int fd, bool at_once)
     close(fd);
 }
 
-/* Whether it streams or is waited for as a whole, whether its client says goodbye or not: the step that is under way is the last one. */
+/* Whether it streams or is waited for as a whole, whether its client says goodbye or not, or something else before: the step that is under
+ * way is the last one. */
 static void the_next_step_is_without_them(void **state)
 {
     (void)state;
@@ -40,9 +41,11 @@ static void the_next_step_is_without_them(void **state)
         setenv("DLLAMA_CPU", "ref", 1); /* steps that last longer than it takes to ask */
     SERVE(&s, "--device", "cpu", "--threads", "1", "--parallel", "16");
     unsetenv("DLLAMA_CPU");
-    for (unsigned i = 0; i < 4; i++) {
+    for (unsigned i = 0; i < 6; i++) {
         http_begin(&h, s.port, "POST", TEXT, "", i & 1 ? LONG : LONG_WHOLE);
         assert_true(wait_for(s.port, "dllama_running_sequences", 16));
+        if (i >= 4)
+            http_write(h.fd, "GET /health", 11);
         dl_sleep_ns(20 * MS);
         double before = metric(s.port, "dllama_steps_total");
         leave(h.fd, i & 2);

@@ -2,9 +2,11 @@
  *
  * cli/server/turns.c: who is there and whose turn it is: clients that hang up or do not read, and answers that begin.
  */
+#define _GNU_SOURCE /* POLLRDHUP */
 #include "sched.h"
 
 #include <errno.h>
+#include <poll.h>
 #include <string.h>
 #include <sys/socket.h>
 
@@ -13,11 +15,16 @@
 #define STALLED_BYTES ((size_t)256 << 10) /* of a stream that its client does not read: its answer waits */
 
 /* The client hung up, or is gone without that. A socket that is readable without a byte is at its end; one with bytes has the next
- * request. Lock. */
+ * request, or what somebody said who hung up then: where the system knows of an end behind bytes, it is asked. Lock. */
 static bool hung_up(const struct cli_job *job)
 {
     char byte;
     ssize_t n = job->fd >= 0 ? recv(job->fd, &byte, 1, MSG_PEEK | MSG_DONTWAIT) : 1;
+#ifdef POLLRDHUP
+    struct pollfd fd = {.fd = job->fd, .events = POLLRDHUP};
+    if (n > 0 && poll(&fd, 1, 0) > 0)
+        return true;
+#endif
     return n == 0 || (n < 0 && errno != EAGAIN && errno != EWOULDBLOCK && errno != EINTR);
 }
 
