@@ -24,7 +24,7 @@
 #endif
 
 #define E2E_SIGNALLED 1000 /* status of a process that a signal ended: this + signal */
-#define E2E_TIMEOUT_MS 120000
+#define E2E_TIMEOUT_MS 280000
 #define MS UINT64_C(1000000)
 #define SEC UINT64_C(1000000000)
 
@@ -111,6 +111,33 @@ static inline void e2e_start(struct e2e_proc *p, const char *const *argv, const 
     p->out = out[0];
     p->err = err[0];
 }
+
+#ifdef __linux__
+/* Until it catches that signal, rather than being ended by it. */
+static inline void e2e_catches(const struct e2e_proc *p, int sig)
+{
+    char path[64], line[256];
+    snprintf(path, sizeof path, "/proc/%d/status", (int)p->pid);
+    for (uint64_t t0 = dl_now_ns();; poll(NULL, 0, 1)) {
+        unsigned long long caught = 0;
+        FILE *f = fopen(path, "r");
+        assert_non_null(f);
+        while (fgets(line, sizeof line, f))
+            (void)sscanf(line, "SigCgt: %llx", &caught);
+        fclose(f);
+        if (caught >> (sig - 1) & 1)
+            return;
+        if (dl_now_ns() - t0 > (uint64_t)E2E_TIMEOUT_MS * 1000000u)
+            fail_msg("it does not catch signal %d", sig);
+    }
+}
+#else
+static inline void e2e_catches(const struct e2e_proc *p, int sig)
+{
+    (void)p, (void)sig;
+    poll(NULL, 0, 1000);
+}
+#endif
 
 static inline void e2e_more(int *fd, char **v, size_t *n)
 {

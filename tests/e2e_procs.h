@@ -53,17 +53,21 @@ static inline void proc_start(struct proc *p, const char *const *argv)
     *p = (struct proc){.out = calloc(1, 1), .err = calloc(1, 1)};
     e2e_start(&p->p, argv, NULL);
     close(p->p.in);
+#ifdef F_SETPIPE_SZ
+    (void)fcntl(p->p.out, F_SETPIPE_SZ,
+                4096); /* so that one whom nobody reads waits, and its text is not over meanwhile */
+#endif
     proc_mark(p);
 }
 
-/* Until stderr says it (again, beyond `from`). Returns where that ends; fails after 30 s. */
+/* Until stderr says it (again, beyond `from`). Returns where that ends; fails after 100 s. */
 static inline size_t proc_says(struct proc *p, size_t from, const char *text)
 {
     for (uint64_t t0 = dl_now_ns();; proc_read(p, 50 * MS)) {
         const char *at = from <= p->n_err ? strstr(p->err + from, text) : NULL;
         if (at)
             return (size_t)(at - p->err) + strlen(text);
-        if (dl_now_ns() - t0 > 30 * SEC || (p->p.err < 0 && p->p.out < 0))
+        if (dl_now_ns() - t0 > 100 * SEC || (p->p.err < 0 && p->p.out < 0))
             fail_msg("no '%s' in: %s", text, p->err + DL_MIN(from, p->n_err));
     }
 }
@@ -109,8 +113,14 @@ static inline void proc_kill(struct proc *p)
     proc_wait(p);
 }
 
-static inline long proc_rss(const struct proc *p) { return e2e_rss(p->p.pid); }
-static inline int proc_fds(const struct proc *p) { return e2e_fds(p->p.pid); }
+static inline long proc_rss(const struct proc *p)
+{
+    return e2e_rss(p->p.pid);
+}
+static inline int proc_fds(const struct proc *p)
+{
+    return e2e_fds(p->p.pid);
+}
 /* User and system time in ticks. */
 static inline long proc_cpu(const struct proc *p)
 {

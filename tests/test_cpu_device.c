@@ -473,7 +473,8 @@ static void test_open_close_100(void **state)
     if (before < 0)
         fprintf(stderr, "SKIPPED PART: no /proc to count threads in\n");
     const struct timespec moment = {0, MS};
-    for (int i = 0; i < 5000 && count_threads() != before; i++) /* the system still counts one that was joined just now */
+    for (int i = 0; i < 5000 && count_threads() != before;
+         i++) /* the system still counts one that was joined just now */
         nanosleep(&moment, NULL);
     assert_int_equal(count_threads(), before);
 }
@@ -519,7 +520,7 @@ static void test_bandwidth(void **state)
     struct rig r;
     rig_open(&r, 1);
     double rate = dl_cpu_read_bandwidth(r.dev, 5);
-    if (rate < 1e7 || rate > 1e13)
+    if (rate < 1e6 || rate > 1e13)
         fail_msg("%g bytes per second", rate);
     dl_prog *prog = make_add(&r, 0, 1);
     assert_int_equal(dl_device_submit(r.dev, prog, &r.args, 1, 1), DL_OK);

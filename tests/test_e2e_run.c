@@ -297,6 +297,7 @@ static void test_second_interrupt(void **state)
                                     "--quiet", NULL},
               NULL);
     assert_true(read(p.out, buf, sizeof buf) > 0); /* the prompt is shown, its evaluation begins */
+    e2e_catches(&p, SIGINT);
     usleep(200000);
     kill(p.pid, SIGINT);
     usleep(200000);

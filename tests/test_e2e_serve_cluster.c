@@ -8,14 +8,20 @@
 
 #include <math.h>
 
-#define ASK "{\"prompt\":\"Once\",\"max_tokens\":300,\"temperature\":0}"
+/* Long enough for who is killed in it, however fast this machine is. */
+#define ASK "{\"prompt\":\"Once\",\"temperature\":0,\"logit_bias\":{\"1\":-100,\"2\":-100},\"max_tokens\":" N_ANSWER "}"
+#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
+#define N_ANSWER "600"
+#else
+#define N_ANSWER "1200"
+#endif
 #define ASK_SHORT "{\"prompt\":\"Once\",\"max_tokens\":30,\"temperature\":0}"
 
 /* /health is 200, by all nodes if `whole`. */
 static void until_served(int port, bool whole, char *why, size_t cap)
 {
     for (uint64_t t0 = dl_now_ns(); health(port, why, cap) != 200 || (whole && *why); dl_sleep_ns(SEC / 50))
-        assert_true(dl_now_ns() - t0 < 30 * SEC);
+        assert_true(dl_now_ns() - t0 < 100 * SEC);
 }
 
 static void a_client_sees_a_pause(void **state)
@@ -51,7 +57,7 @@ static void a_client_sees_a_pause(void **state)
     worker_start(&c, 1);
     for (uint64_t t0 = dl_now_ns(); *why; dl_sleep_ns(SEC / 5)) { /* nobody has to ask it for anything */
         assert_int_not_equal(health(s.port, why, sizeof why), 404);
-        if (dl_now_ns() - t0 > 30 * SEC)
+        if (dl_now_ns() - t0 > 100 * SEC)
             fail_msg("still: %s", why);
     }
     assert_int_equal(health(s.port, why, sizeof why), 200);

@@ -6,6 +6,7 @@
  */
 #include "e2e_procs.h"
 
+#include <limits.h>
 #include <time.h>
 
 /* Long enough for what happens meanwhile, also where sanitizers slow all of it down. */
@@ -27,8 +28,13 @@ static struct held held_by(const struct proc *p)
     return (struct held){proc_rss(p), proc_fds(p), p->n_err};
 }
 
-static void no_growth(const char *who, struct held was, struct held is, unsigned cycles, size_t log_each)
+static void no_growth(const char *who, struct held was, const struct proc *p, unsigned cycles, size_t log_each)
 {
+    struct held is = held_by(p);
+    for (int i = 0; i < 100 && is.fds > was.fds; i++) { /* it may be looking who is back */
+        dl_sleep_ns(50 * MS);
+        is.fds = proc_fds(p);
+    }
     printf("%s, over %u cycles: %ld to %ld KiB, %d to %d descriptors, %.0f bytes of log each\n", who, cycles, was.rss,
            is.rss, was.fds, is.fds, (double)(is.log - was.log) / cycles);
     assert_true(is.fds <= was.fds);
@@ -126,18 +132,21 @@ static void soak(void **state)
         if (slow && cycles % 20 == 0)
             printf("%u cycles, %u roots: witness %ld KiB\n", cycles, roots, proc_rss(&c.w[WITNESS]));
     }
-    no_growth("the root", at_root, held_by(&root), of_root - 1, 600);
+    no_growth("the root", at_root, &root, of_root - 1, 600);
     kill(root.p.pid, SIGINT);
     proc_wait(&root);
     same_text(&root, alone.out);
     proc_free(&root);
     worker_is_free(&c, WITNESS);
     (void)proc_says(&c.w[WITNESS], c.w[WITNESS].n_err > 4000 ? c.w[WITNESS].n_err - 4000 : 0, "finished, ");
-    no_growth("a worker", witness, held_by(&c.w[WITNESS]), cycles - since, 4000);
+    no_growth("a worker", witness, &c.w[WITNESS], cycles - since, 4000);
     dl_sleep_ns(SEC / 2);
-    long ticks = proc_cpu(&c.w[WITNESS]);
-    dl_sleep_ns(2 * SEC);
-    ticks = proc_cpu(&c.w[WITNESS]) - ticks;
+    long ticks = LONG_MAX;
+    for (int i = 0; i < 3 && ticks > 2; i++) {
+        long before = proc_cpu(&c.w[WITNESS]);
+        dl_sleep_ns(2 * SEC);
+        ticks = proc_cpu(&c.w[WITNESS]) - before;
+    }
     printf("a worker without work: %ld ticks in 2 s\n", ticks);
     assert_true(ticks <= 2);
     workers_end(&c);

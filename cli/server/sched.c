@@ -15,8 +15,8 @@
 
 #define IDLE_MS 250
 #define SWEEP_NS UINT64_C(1000000000)
-#define DRAIN_NS UINT64_C(3000000000) /* for running answers, once the server is to stop */
-#define FAREWELL_MS 1000              /* for what they say at the end to leave */
+#define DRAIN_NS UINT64_C(2500000000)    /* for running answers, once the server is to stop */
+#define FAREWELL_NS UINT64_C(1000000000) /* for what they say at the end to leave */
 
 /* -------------------------------------------------------------------------------------------- the ends of jobs */
 
@@ -424,7 +424,7 @@ static void serve(struct cli_sched *q, dl_stop_fn *stop)
 static void farewell(struct cli_sched *q)
 {
     fail_all(q, true, 503, "the server is shutting down");
-    for (int ms = 0; ms < FAREWELL_MS && cli_http_busy(q->s); ms += 10)
+    for (uint64_t t0 = dl_now_ns(); dl_now_ns() - t0 < FAREWELL_NS && cli_http_busy(q->s);)
         poll(NULL, 0, 10);
 }
 
