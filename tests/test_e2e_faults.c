@@ -20,7 +20,7 @@
  *   12  long service: memory, descriptors, processor time when idle, log      test_e2e_soak
  *   13  three endpoints and more deadlock                                     test_e2e_soak; test_tcp: collectives
  *   14  a worker without memory enough                                        test_cluster_faults: too_little_memory; test_cluster_mend: less_for_the_small_one
- *   15  other tokens on 1 to 8 nodes, uneven, mixed                           test_cluster: families, the_demo; test_e2e_cluster_text; test_vk_engine
+ *   15  other tokens on 1 to 8 nodes, uneven, mixed                           test_cluster: families, the_demo; test_cluster_sums; test_e2e_cluster_text; test_vk_engine
  *   16  more nodes than KV heads                                              test_cluster: families (8 nodes); test_plan
  *   17  a damaged or full cache                                               test_cluster_weights, test_weight_cache
  *   18  one node has to hold the whole model                                  test_cluster_mend: the_root_holds_its_share
