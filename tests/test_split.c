@@ -446,7 +446,7 @@ static void table_says_it_all(void **state)
     close_rig(&r);
 }
 
-/* Sixteen machines with just enough memory, and the largest model: in well under a second of processor time, whoever else is busy here. */
+/* Sixteen machines with just enough memory, and the largest model: in half a second of processor time, whoever else is busy here. */
 static void large_and_quick(void **state)
 {
     (void)state;
@@ -456,10 +456,10 @@ static void large_and_quick(void **state)
         r.nodes[i].memory = (15 + i % 3) * GIB;
     r.nodes[15].bytes_per_s = 60e9;
     r.nodes[14].bytes_per_s = 8e9;
-#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
+#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__) || !defined(__OPTIMIZE__)
     const double most_s = 10;
 #else
-    const double most_s = 1;
+    const double most_s = 2; /* five times what it takes where this was written */
 #endif
     clock_t t0 = clock();
     assert_int_equal(dl_split_make(&r.in, &r.split), 0);
