@@ -10,6 +10,7 @@
 
 #include <math.h>
 #include <pthread.h>
+#include <stdatomic.h>
 
 #include "demo.h"
 #include "dl/session.h"
@@ -180,12 +181,14 @@ static inline double rig_nmse(const float *a, const float *ref, size_t n)
     return err / sum;
 }
 
-/* A device that breaks, or takes its time once, at its at-th submit from now: the only one at a time. */
+/* A device that breaks, or rests once, at its at-th submit from now: the only one at a time. Rests that others are to notice last until
+ * `noticed`: how long that takes depends on the machine. */
 static struct rig_fault {
     const struct dl_device_fns *sound;
     struct dl_device_fns fns;
     uint64_t submitted, at;
-    uint64_t slow_ns; /* 0: it breaks */
+    uint64_t slow_ns; /* at most so long; 0: it breaks */
+    atomic_bool noticed;
 } rig_fault;
 
 static inline int rig_fault_submit(dl_device *dev, dl_prog *prog, const struct dl_run_args *args, uint64_t wait,
@@ -194,7 +197,8 @@ static inline int rig_fault_submit(dl_device *dev, dl_prog *prog, const struct d
     if (++rig_fault.submitted == rig_fault.at) {
         if (!rig_fault.slow_ns)
             return dl_fail(DL_EDEVICE, "test: this device has broken");
-        dl_sleep_ns(rig_fault.slow_ns);
+        for (uint64_t t0 = dl_now_ns(); dl_now_ns() - t0 < rig_fault.slow_ns && !atomic_load(&rig_fault.noticed);)
+            dl_sleep_ns(UINT64_C(5000000));
     }
     return rig_fault.sound->submit(dev, prog, args, wait, signal);
 }
@@ -212,6 +216,7 @@ static inline void rig_fault_at(uint64_t at, uint64_t slow_ns)
     rig_fault.submitted = 0;
     rig_fault.at = at;
     rig_fault.slow_ns = slow_ns;
+    atomic_store(&rig_fault.noticed, false);
 }
 
 static inline void rig_fault_end(dl_device *dev)

@@ -22,10 +22,10 @@ struct heal {
     int again, connects, stop_at, polls;
     void *(*work[N_MOST])(void *worker); /* what worker w does when it is connected to; NULL: rig_work */
     bool dies_for_good;
-    bool some; /* may be started without those that are out */
-    uint32_t forgiven_ms;
-    int spares;       /* devices for the root, once its own has failed */
-    int errs[N_MOST]; /* the last of each worker's */
+    bool some;                         /* may be started without those that are out */
+    uint32_t forgiven_ms, patience_ms; /* 0: of patience 300 */
+    int spares;                        /* devices for the root, once its own has failed */
+    int errs[N_MOST];                  /* the last of each worker's */
     enum dl_health states[64];
     int n_states;
     struct dl_engine_health health;
@@ -91,6 +91,8 @@ static inline void heal_changed(void *ud, const struct dl_engine_health *now)
     if (h->n_states < (int)DL_COUNT_OF(h->states))
         h->states[h->n_states++] = now->state;
     h->health = *now;
+    if (now->state == DL_HEALTH_HEALING)
+        atomic_store(&rig_fault.noticed, true);
 }
 
 static inline int heal_replace(void *ud, dl_device **dev)
@@ -132,7 +134,7 @@ static inline int heal_start(struct heal *h, struct dl_engine_opts o)
                                    .changed = heal_changed,
                                    .replace = heal_replace,
                                    .ud = h,
-                                   .patience_ms = 300,
+                                   .patience_ms = h->patience_ms ? h->patience_ms : 300,
                                    .forgiven_ms = h->forgiven_ms};
     o.model = h->r.model;
     o.devices = &h->r.dev;
@@ -146,7 +148,7 @@ static inline int heal_start(struct heal *h, struct dl_engine_opts o)
 /* Looks after it, as a server without work does, until it has connected n times: how long it rests before that depends on the machine. */
 static inline void heal_until(struct heal *h, int n)
 {
-    for (uint64_t t0 = dl_now_ns(); h->connects < n && dl_now_ns() - t0 < 20 * S; dl_sleep_ns(S / 50))
+    for (uint64_t t0 = dl_now_ns(); h->connects < n && dl_now_ns() - t0 < 60 * S; dl_sleep_ns(S / 50))
         (void)dl_engine_tend(h->r.engine);
     assert_true(h->connects >= n);
 }

@@ -38,7 +38,8 @@ static bool survives(struct heal *h, const char *what, int *phases)
     snprintf(name, sizeof name, "node %d lost in ", h->faults.die_node);
     const bool died = h->connects > 1;
     if (err || memcmp(got, want, sizeof want) != 0 ||
-        rig_nmse(got_row, want_row, 300) > (wire == DL_F32 ? 1e-6 : 1e-3) || took > 12 * S)
+        rig_nmse(got_row, want_row, 300) > (wire == DL_F32 ? 1e-6 : 1e-3) ||
+        took > 60 * S) /* half of what a node that is not missed is waited for */
         fail_msg("%s: %s after %.2f s: %s", what, dl_err_name(err), (double)took / 1e9, rig_logged.text.v);
     if (died && (lines_with(name) != 1 || root_lines() != 1 || !rig_log_has("; going on with 2 of 3 nodes") ||
                  now.state != DL_HEALTH_DEGRADED || now.n_nodes != 2))
@@ -132,8 +133,8 @@ static void one_by_one_and_back(void **state)
             h.out[1] = h.out[0] = false;
             h.answers[0] = true;
         }
-        for (uint64_t t0 = dl_now_ns(); (i == 2 || i == 3) && dl_now_ns() - t0 < 5 * S / 2;)
-            dl_sleep_ns(S / 10);
+        if (i == 2 || i == 3)
+            heal_until(&h, h.connects + 1);
         assert_int_equal(dl_engine_step(h.r.engine, &item, 1), 0);
         struct dl_engine_health now;
         dl_engine_health(h.r.engine, &now);

@@ -111,10 +111,10 @@ static void a_node_that_stops(void **state)
     rig_fault_begin(dev);
     rig_log_begin();
     struct dl_engine_opts o = rig_opts();
-    o.wait_ms = 300;
+    o.wait_ms = 3000; /* any thread may rest for a moment */
     assert_int_equal(heal_start(&h, o), 0);
     for (int i = 0; i < 3; i++) {
-        rig_fault_at(8, S);
+        rig_fault_at(8, 30 * S);
         assert_int_equal(life(h.r.engine, h.r.prompt, got, got_row), 0);
         assert_memory_equal(got, want, sizeof want);
         assert_int_equal(h.connects, i + 2);
@@ -222,6 +222,7 @@ static void what_is_left_is_too_small(void **state)
     makes_buffers_by(h.r.dev, scarce_create);
     rig_log_begin();
     lose_for_good(&h, 2);
+    h.patience_ms = 3000;
     assert_int_equal(heal_start(&h, rig_opts()), 0);
     int32_t id;
     dl_session *s = prompted(&h, &id);
@@ -235,7 +236,7 @@ static void what_is_left_is_too_small(void **state)
         uint64_t took = dl_now_ns() - t0;
         if (err != DL_EPEER)
             fail_msg("%s: %s", dl_err_name(err), rig_logged.text.v);
-        assert_true(i ? took < S : took > 3 * S / 10); /* waited for the lost one; once is enough */
+        assert_true((took < 3 * S) == (i == 1)); /* waited for the lost one; once is enough */
         assert_true(rig_log_has("node 2 lost in step 2: "));
         assert_true(rig_log_has("; the 2 of 3 nodes that are left cannot go on: over a limit"));
         assert_false(rig_log_has("going on with"));
@@ -270,7 +271,7 @@ static void what_is_left_is_too_small(void **state)
 static bool slow, heard;
 static int slow_create(dl_device *dev, const struct dl_buf_desc *desc, dl_buf **out)
 {
-    for (uint64_t t0 = dl_now_ns(); slow && !heard && dl_now_ns() - t0 < 20 * S; dl_sleep_ns(S / 50))
+    for (uint64_t t0 = dl_now_ns(); slow && !heard && dl_now_ns() - t0 < 60 * S; dl_sleep_ns(S / 50))
         heard = rig_log_has("; going on with 2 of 3 nodes\n");
     return true_fns->buf_create(dev, desc, out);
 }
@@ -335,6 +336,7 @@ static void stopped_while_it_waits(void **state)
     heal_open(&h, NULL, 2);
     makes_buffers_by(h.r.dev, scarce_create);
     lose_for_good(&h, 1);
+    h.patience_ms = 20000;
     rig_log_begin();
     room = 0;
     assert_int_equal(heal_start(&h, rig_opts()), 0);
@@ -468,32 +470,35 @@ static void asked_again_when_it_may_have_more(void **state)
     h.forgiven_ms = 3000;
     h.r.workers[2].opts.memory = 1000;
     rig_log_begin();
+    const uint64_t t0 = dl_now_ns(); /* where the machine was so slow that it may be asked again, it may */
     assert_int_equal(heal_start(&h, rig_opts()), 0);
     assert_int_equal(h.health.n_nodes, 2);
     dl_session *s = prompted(&h, &id);
     const int first = h.connects;
     h.answers[1] = true;
     one_token(&h, s, 0);
-    assert_int_equal(h.connects, first);
+    assert_true(h.connects == first || dl_now_ns() - t0 > 3 * S);
     heal_until(&h, first + 1); /* in vain */
     one_token(&h, s, 1);
     const int second = h.connects;
     if (h.health.n_nodes != 2 || root_lines() != 2)
         fail_msg("on %u nodes: %s", h.health.n_nodes, rig_logged.text.v);
-    for (uint64_t t0 = dl_now_ns(); dl_now_ns() - t0 < 35 * S / 10; dl_sleep_ns(S / 50))
+    for (uint64_t t1 = dl_now_ns(); dl_now_ns() - t1 < 35 * S / 10; dl_sleep_ns(S / 50))
         assert_int_equal(dl_engine_tend(h.r.engine), 0);
     one_token(&h, s, 2);
-    assert_int_equal(h.connects, second); /* twice as long is not over yet */
+    const int third = h.connects;
+    const unsigned lines = root_lines();
+    assert_true(third == second || dl_now_ns() - t0 > 9 * S); /* twice as long is not over yet */
     h.answers[1] = false;
     one_token(&h, s, 3);
     h.answers[1] = true;
     h.r.workers[2].opts.memory = 0;
-    heal_until(&h, second + 1);
+    heal_until(&h, third + 1);
     one_token(&h, s, 4);
-    if (h.connects != second + 1 || h.health.state != DL_HEALTH_READY)
+    if (h.connects != third + 1 || h.health.state != DL_HEALTH_READY)
         fail_msg("on %u nodes: %s", h.health.n_nodes, rig_logged.text.v);
     assert_true(rig_log_has("node 2 is back: going on with 3 of 3 nodes"));
-    assert_int_equal(root_lines(), 3);
+    assert_int_equal(root_lines(), lines + 1);
     dl_session_destroy(&s);
     heal_end(&h);
     heal_close(&h);

@@ -22,7 +22,7 @@ static int start_tcp(struct rig *r, struct dl_engine_opts o, const struct dl_tcp
     }
     assert_int_equal(dl_tcp_connect(names, NODES - 1, tcp, NULL, &o.transport), DL_OK);
     for (int i = 1; i < NODES; i++) {
-        assert_int_equal(dl_tcp_accept(l[i], UINT64_C(5000000000), &r->workers[i].t), DL_OK);
+        assert_int_equal(dl_tcp_accept(l[i], UINT64_C(60000000000), &r->workers[i].t), DL_OK);
         r->workers[i].err = 1;
         assert_int_equal(pthread_create(&r->workers[i].thread, NULL, rig_work, &r->workers[i]), 0);
     }
@@ -50,7 +50,7 @@ static void over_short_calls(void **state)
         rig_stop(&r);
 
         dl_tcp_listener *l[NODES] = {NULL};
-        struct dl_tcp_opts tcp = {.key = k & 1 ? &key : NULL};
+        const struct dl_tcp_opts tcp = {.key = k & 1 ? &key : NULL, .handshake_ms = 60000, .dead_ms = 60000};
         short_io_begin((uint64_t)k + 1);
         assert_int_equal(start_tcp(&r, o, &tcp, l), DL_OK);
         assert_true(r.sent_weights > 100000);
