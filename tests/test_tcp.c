@@ -229,7 +229,7 @@ static void *talk(void *arg)
             a->out[i] = (unsigned char)(i * 7 + k + (size_t)me);
         a->wrong += dl_transport_send(a->t, 1 - me, a->out, n) != DL_OK;
         n = talk_bytes(1 - me, k);
-        a->wrong += dl_transport_recv(a->t, 1 - me, a->in, TALK_MOST, &got, 20 * SEC) != DL_OK || got != n;
+        a->wrong += dl_transport_recv(a->t, 1 - me, a->in, TALK_MOST, &got, 60 * SEC) != DL_OK || got != n;
         for (size_t i = 0; i < got; i++)
             a->wrong += a->in[i] != (unsigned char)(i * 7 + k + (size_t)(1 - me));
     }

@@ -5,6 +5,8 @@
  */
 #include "transport_bench.h"
 
+#include <stdatomic.h>
+
 #include "mailbox.h"
 
 static void messages(void **state)
@@ -113,12 +115,14 @@ static void messages_both_ways(void **state)
 struct receiver {
     dl_transport *t;
     int from, err;
+    atomic_bool begun;
 };
 static void *receive(void *arg)
 {
     struct receiver *r = arg;
     char c;
     size_t n;
+    atomic_store(&r->begun, true);
     r->err = dl_transport_recv(r->t, r->from, &c, 1, &n, UINT64_MAX);
     return NULL;
 }
@@ -131,10 +135,12 @@ static void close_wakes_receivers(void **state)
     dl_transport *t[3];
     pthread_t thread[2];
     assert_int_equal(dl_loopback_open(3, NULL, t), DL_OK);
-    struct receiver r[2] = {{t[0], 1, 1}, {t[2], 0, 1}};
+    struct receiver r[2] = {{.t = t[0], .from = 1, .err = 1}, {.t = t[2], .from = 0, .err = 1}};
     for (unsigned i = 0; i < 2; i++)
         assert_int_equal(pthread_create(&thread[i], NULL, receive, &r[i]), 0);
-    pause_ns(10 * MS);
+    while (!atomic_load(&r[0].begun) || !atomic_load(&r[1].begun))
+        pause_ns(MS);
+    pause_ns(50 * MS);
     dl_transport_close(&t[0]);
     for (unsigned i = 0; i < 2; i++)
         pthread_join(thread[i], NULL);
@@ -174,10 +180,8 @@ static void dies_at_a_message(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(messages),
-        cmocka_unit_test(unread_messages_are_bounded),
-        cmocka_unit_test(messages_both_ways),
-        cmocka_unit_test(close_wakes_receivers),
+        cmocka_unit_test(messages),           cmocka_unit_test(unread_messages_are_bounded),
+        cmocka_unit_test(messages_both_ways), cmocka_unit_test(close_wakes_receivers),
         cmocka_unit_test(dies_at_a_message),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

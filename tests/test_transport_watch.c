@@ -32,14 +32,15 @@ static void nobody(char *address, size_t cap)
 
 static void accept_one(dl_tcp_listener *l, dl_transport **t)
 {
-    assert_int_equal(dl_tcp_accept(l, 5 * SEC, t), DL_OK);
+    assert_int_equal(dl_tcp_accept(l, 20 * SEC, t), DL_OK);
 }
 
 static void some_of_them(void **state)
 {
     (void)state;
     for (int key = 0; key < 2; key++) {
-        const struct dl_tcp_opts opts = {.key = key ? &test_key : NULL};
+        /* Only who does not wait for the silent until then is soon. */
+        const struct dl_tcp_opts opts = {.key = key ? &test_key : NULL, .handshake_ms = 30000, .dead_ms = 60000};
         dl_tcp_listener *a, *b, *taken;
         dl_transport *root, *ta, *tb, *other, *theirs;
         char nowhere[32], silent[32];
@@ -58,7 +59,7 @@ static void some_of_them(void **state)
         bool wanted[] = {true, true, true, false, true};
         uint64_t t0 = dl_now_ns();
         assert_int_equal(dl_tcp_connect_some(all, 5, wanted, &opts, who, &root), DL_OK);
-        assert_true(dl_now_ns() - t0 < 2 * SEC + SEC / 2);
+        assert_true(dl_now_ns() - t0 < 10 * SEC);
         assert_int_equal(dl_transport_n_nodes(root), 3);
         assert_int_equal(who[0], 1);
         assert_int_equal(who[1], 4);
@@ -103,7 +104,7 @@ static void some_of_them(void **state)
 static void again_and_again(void **state)
 {
     (void)state;
-    const struct dl_tcp_opts opts = {.key = &test_key};
+    const struct dl_tcp_opts opts = {.key = &test_key, .dead_ms = 60000};
     struct cluster c;
     uint32_t who[2];
     static const bool wanted[] = {true, true};
@@ -131,12 +132,18 @@ static void refuses(dl_tcp_watch *w, int i, const char *says)
         fail_msg("%d refuses: '%s', not '%s'", i, why, says);
 }
 
+static bool says_why(dl_tcp_watch *w, int i)
+{
+    char why[256];
+    return dl_tcp_watch_refuses(w, i, why, sizeof why);
+}
+
 static bool becomes(dl_tcp_watch *w, int i, bool is_free)
 {
-    uint64_t t0 = dl_now_ns();
-    while (dl_tcp_watch_free(w, i) != is_free && dl_now_ns() - t0 < 5 * SEC)
-        pause_ns(20 * MS);
-    return dl_tcp_watch_free(w, i) == is_free;
+    for (uint64_t t0 = dl_now_ns(); dl_now_ns() - t0 < 10 * SEC; pause_ns(20 * MS))
+        if (dl_tcp_watch_free(w, i) == is_free)
+            return true;
+    return false;
 }
 
 static void a_watch(void **state)
@@ -144,7 +151,7 @@ static void a_watch(void **state)
     (void)state;
     static const struct dl_key other_key = {{7}};
     for (int key = 0; key < 2; key++) {
-        const struct dl_tcp_opts opts = {.key = key ? &test_key : NULL, .build = "1"};
+        const struct dl_tcp_opts opts = {.key = key ? &test_key : NULL, .build = "1", .dead_ms = 60000};
         const struct dl_tcp_opts another = {.key = key ? &other_key : NULL, .build = key ? "1" : "2"};
         dl_tcp_listener *l, *foreign;
         dl_transport *root, *t;
@@ -180,10 +187,14 @@ static void a_watch(void **state)
         refuses(w, 0, "");
         assert_int_equal(dl_tcp_listen(name, &opts, &l), DL_OK);
         assert_true(becomes(w, 0, true)); /* and back */
-        /* Started again between two looks, in all likelihood: it is seen to go all the same. */
-        dl_tcp_listener_close(&l);
-        assert_int_equal(dl_tcp_listen(name, &opts, &l), DL_OK);
-        assert_true(becomes(w, 0, false));
+        /* Started again between two looks, in all likelihood: it is seen to go all the same, for a second. Who looks away so long misses it. */
+        bool seen = false;
+        for (int tries = 0; tries < 3 && !seen; tries++) {
+            dl_tcp_listener_close(&l);
+            assert_int_equal(dl_tcp_listen(name, &opts, &l), DL_OK);
+            seen = becomes(w, 0, false);
+        }
+        assert_true(seen);
         refuses(w, 0, "");
         assert_true(becomes(w, 0, true));
         assert_false(dl_tcp_watch_free(w, 1));
@@ -191,6 +202,8 @@ static void a_watch(void **state)
             assert_false(dl_tcp_watch_free(w, 1));
             assert_false(dl_tcp_watch_free(w, 2));
         }
+        for (uint64_t t0 = dl_now_ns(); !says_why(w, 2) && dl_now_ns() - t0 < 20 * SEC; pause_ns(20 * MS))
+            assert_false(dl_tcp_watch_free(w, 2));
         refuses(w, 0, "");
         refuses(w, 1, ""); /* nobody knows what it would say */
         refuses(w, 2, key ? "it refused this side's key: both need the same key file" : ": install the same version");
