@@ -262,7 +262,7 @@ static void the_root_refuses(void **state)
     rig_close(&r);
 }
 
-/* Says these messages to a worker, one after the other. */
+/* Says these messages to a worker, one after the other, and hears what it answers; who says nothing hangs up at once. */
 static int worker_meets(dl_device *dev, const struct eng_out *msgs, int n, struct eng_error *said)
 {
     dl_transport *t[2];
@@ -275,7 +275,7 @@ static int worker_meets(dl_device *dev, const struct eng_out *msgs, int n, struc
     struct eng_link l = {.t = t[0], .node = 1, .who = "test"};
     struct eng_in in;
     *said = (struct eng_error){0};
-    while (!said->code && !eng_link_recv(&l, ENG_CONTROL_MOST, 20 * S, &in))
+    while (n && !said->code && !eng_link_recv(&l, ENG_CONTROL_MOST, 20 * S, &in))
         if (eng_in_type(&in) == ENG_MSG_ERROR)
             assert_int_equal(eng_error_read(&in, said), 0);
         else if (eng_in_type(&in) == ENG_MSG_MEMORY)
@@ -317,7 +317,9 @@ static void a_worker_refuses(void **state)
     assert_true(rig_log_has("plans another computation"));
 
     /* A root that hangs up, and one that gives up. */
+    const uint64_t t0 = dl_now_ns();
     assert_int_equal(worker_meets(r.dev, msgs, 0, &said), DL_EPEER);
+    assert_true(dl_now_ns() - t0 < 8 * S); /* for one who is silent it waits for 10 s */
     eng_error_write(&msgs[1], DL_ELIMIT, "no room");
     rig_log_begin();
     assert_int_equal(worker_meets(r.dev, msgs, 2, &said), DL_ELIMIT);
