@@ -13,14 +13,14 @@ static json_t *part_json(const struct dl_split_input *in, const struct dl_split 
     const struct dl_split_part *p = &s->parts[i];
     const struct dl_slice *sl = &p->slice;
     const char *device = in->nodes[i].device;
-    return json_pack("{s:s,s:s,s:f,s:I,s:I,s:I,s:I,s:I,s:I,s:I,s:I,s:f,s:f,s:f,s:I,s:b}", "name", in->nodes[i].name,
-                     "device", device ? device : "", "share", p->share, "heads", (json_int_t)sl->n_heads, "kv_heads",
-                     (json_int_t)sl->n_kv_heads, "ffn", (json_int_t)sl->n_ffn, "vocab", (json_int_t)sl->n_vocab,
-                     "weight_bytes", (json_int_t)p->weight_bytes, "kv_bytes", (json_int_t)p->kv_bytes, "work_bytes",
-                     (json_int_t)p->act_bytes, "memory_bytes", (json_int_t)p->memory, "attention_ms",
-                     p->ns[DL_PHASE_ATTN] / 1e6, "ffn_ms", p->ns[DL_PHASE_FFN] / 1e6, "output_ms",
-                     p->ns[DL_PHASE_VOCAB] / 1e6, "sent_bytes_per_token",
-                     (json_int_t)(s->rs ? p->sent_rs : p->sent_one_shot), "slows", p->slows);
+    return json_pack(
+        "{s:s,s:s,s:f,s:I,s:I,s:I,s:I,s:I,s:I,s:I,s:I,s:f,s:f,s:f,s:I,s:b}", "name", in->nodes[i].name, "device",
+        device ? device : "", "share", p->share, "heads", (json_int_t)sl->n_heads, "kv_heads",
+        (json_int_t)sl->n_kv_heads, "ffn", (json_int_t)sl->n_ffn, "vocab", (json_int_t)sl->n_vocab, "weight_bytes",
+        (json_int_t)p->weight_bytes, "kv_bytes", (json_int_t)p->kv_bytes, "work_bytes", (json_int_t)p->act_bytes,
+        "memory_bytes", (json_int_t)p->memory, "attention_ms", p->ns[DL_PHASE_ATTN] / 1e6, "ffn_ms",
+        p->ns[DL_PHASE_FFN] / 1e6, "output_ms", p->ns[DL_PHASE_VOCAB] / 1e6, "sent_bytes_per_token",
+        (json_int_t)(s->collective == DL_COLLECTIVE_RS ? p->sent_rs : p->sent_one_shot), "slows", p->slows);
 }
 
 static json_t *without_json(const struct dl_split_input *in, const struct dl_split *s)
@@ -48,12 +48,9 @@ static int print_json(const struct dl_split_input *in, const struct dl_split *s)
         (json_int_t)s->ctx, "kv", dl_type_info(in->kv_type)->name, "wire", dl_type_info(in->wire)->name, "wire_sums",
         dl_type_info(dl_wire_type(in->h, in->wire))->name, "nodes", nodes, "network", "latency_ms",
         in->link.latency_ns / 1e6, "bytes_per_s", in->link.bytes_per_s, "collective",
-        cli_collective_name(s->rs       ? DL_COLLECTIVE_RS
-                            : s->halves ? DL_COLLECTIVE_HALVES
-                                        : DL_COLLECTIVE_ONE_SHOT),
-        "oneshot_ms", s->one_shot_ns / 1e6, "halves_ms", halves, "rs_ms", s->rs_ns / 1e6, "compute_ms", compute / 1e6,
-        "exchange_ms", s->exchange_ns / 1e6, "tok_s", s->tok_s, "prefill_tok_s", s->prefill_tok_s, "position",
-        (json_int_t)s->at_pos, "without", without_json(in, s));
+        cli_collective_name(s->collective), "oneshot_ms", s->one_shot_ns / 1e6, "halves_ms", halves, "rs_ms",
+        s->rs_ns / 1e6, "compute_ms", compute / 1e6, "exchange_ms", s->exchange_ns / 1e6, "tok_s", s->tok_s,
+        "prefill_tok_s", s->prefill_tok_s, "position", (json_int_t)s->at_pos, "without", without_json(in, s));
     char *line = all ? json_dumps(all, JSON_COMPACT | JSON_REAL_PRECISION(6)) : NULL;
     int err = line ? cli_outf("%s\n", line) : dl_fail(DL_ENOMEM, "plan: cannot write the result as JSON");
     free(line);

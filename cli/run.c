@@ -114,10 +114,9 @@ static int make_tokens(const struct cli_opts *o, const struct cli_engine *e, enu
     return err;
 }
 
-/* How the sums of a cluster go, and as what, which is not what was asked for with --wire q80 and a model with experts. */
 static int print_json(const struct cli_gen *g)
 {
-    struct dl_engine_info now;
+    struct dl_engine_info now; /* how sums go, and as what: with --wire q80 and experts, not what was asked for */
     dl_engine_info(g->e->engine, &now);
     const bool many = g->n_nodes > 1;
     json_t *all = json_pack(

@@ -23,7 +23,6 @@ struct prepared {
     cpu_kernel *kernel, *merge;      /* merge: of ATTENTION in parts, or NULL */
     uint32_t slowness;               /* of the kernel, for the estimate */
     uint32_t units, chunks, chunk_0; /* of the running batch; the op's chunks are [chunk_0, chunk_0 + chunks) */
-    bool apart;                      /* a thread that is as fast as the others gets neighbours: see run_chunk */
     uint64_t cost_ns;
 };
 
@@ -230,6 +229,12 @@ static void run_units(const struct prepared *q, uint64_t unit, uint64_t end)
         q->kernel(&q->task, (uint32_t)unit, (uint32_t)end);
 }
 
+/* Its chunks are a multiple of the threads, and one that is as fast as the others gets neighbours: see run_chunk. */
+static bool stays_apart(const struct prepared *q)
+{
+    return q->task.op->code == DL_OP_ATTENTION;
+}
+
 static void run_chunk(void *ud, uint32_t chunk)
 {
     const struct region *r = ud;
@@ -245,7 +250,7 @@ static void run_chunk(void *ud, uint32_t chunk)
     uint64_t i = chunk - q->chunk_0;
     /* KV heads lie side by side in the cache. What a core fetches past the end of one is what the core next to it is about to read, and where
      * they share no cache, getting it from there takes longer than from memory. */
-    if (q->apart)
+    if (stays_apart(q))
         i = i % r->n_threads * (q->chunks / r->n_threads) + i / r->n_threads;
     run_units(q, q->units * i / q->chunks, q->units * (i + 1) / q->chunks);
 }
@@ -261,8 +266,7 @@ static uint32_t cut(struct region *r, uint64_t cost_ns)
     for (uint32_t i = 0; i < r->n; i++) {
         struct prepared *q = &r->first[i];
         q->chunks = (uint32_t)DL_MIN(q->cost_ns / per_chunk + 1, q->units);
-        q->apart = q->task.op->code == DL_OP_ATTENTION;
-        if (q->apart)
+        if (stays_apart(q))
             q->chunks = (uint32_t)dl_round_up(q->chunks, r->n_threads);
         q->chunk_0 = n_chunks;
         n_chunks += q->chunks;

@@ -310,8 +310,7 @@ static int describe(const struct eng_split_cost *c, struct dl_split *s, bool *fi
     s->halves_ns = x.halves;
     s->rs_ns = x.rs;
     s->exchange_ns = x.taken;
-    s->rs = x.is_rs;
-    s->halves = x.in_halves;
+    s->collective = x.collective;
     s->tok_s = 1e9 / (s->compute_ns[DL_PHASE_ATTN] + s->compute_ns[DL_PHASE_FFN] + s->compute_ns[DL_PHASE_VOCAB] +
                       s->exchange_ns);
     s->prefill_tok_s = err ? 0 : eng_split_prefill(c, s);

@@ -272,15 +272,21 @@ void eng_split_exchange(const struct eng_split_cost *c, uint32_t n, const struct
                         struct eng_exchange *out)
 {
     const enum dl_collective asked = c->in->collective;
-    *out = (struct eng_exchange){.one_shot = exchange_ns(c, n, ENG_COLL_ONE_SHOT),
-                                 .rs = exchange_ns(c, n, ENG_COLL_RS),
-                                 .is_rs = sums_of(c, n) == ENG_COLL_RS};
+    *out =
+        (struct eng_exchange){.one_shot = exchange_ns(c, n, ENG_COLL_ONE_SHOT), .rs = exchange_ns(c, n, ENG_COLL_RS)};
     if (n > 1 && dl_plan_half(c->in->h) && (asked == DL_COLLECTIVE_HALVES || !h->no_host))
         out->halves = out->one_shot - halves_gain(c, n, h);
-    out->in_halves = !out->is_rs && out->halves > 0 &&
-                     (asked == DL_COLLECTIVE_HALVES ||
-                      (asked == DL_COLLECTIVE_AUTO && !c->in->shares && out->halves < out->one_shot));
-    out->taken = out->is_rs ? out->rs : out->in_halves ? out->halves : out->one_shot;
+    if (sums_of(c, n) == ENG_COLL_RS) {
+        out->collective = DL_COLLECTIVE_RS;
+        out->taken = out->rs;
+    } else if (out->halves > 0 && (asked == DL_COLLECTIVE_HALVES ||
+                                   (asked == DL_COLLECTIVE_AUTO && !c->in->shares && out->halves < out->one_shot))) {
+        out->collective = DL_COLLECTIVE_HALVES;
+        out->taken = out->halves;
+    } else {
+        out->collective = DL_COLLECTIVE_ONE_SHOT;
+        out->taken = out->one_shot;
+    }
 }
 
 double eng_split_prefill(const struct eng_split_cost *c, const struct dl_split *s)

@@ -58,7 +58,7 @@ void eng_halves_add(const struct eng_split_cost *c, uint32_t node, uint32_t head
 /* All exchanges of a token, ns: two sums a layer, the message to the workers with the embedding row, and what comes back. As in dl_split. */
 struct eng_exchange {
     double one_shot, halves, rs, taken;
-    bool is_rs, in_halves;
+    enum dl_collective collective;
 };
 /* Among n nodes, by all that the input says. h: of all of them. */
 void eng_split_exchange(const struct eng_split_cost *c, uint32_t n, const struct eng_halves *h,

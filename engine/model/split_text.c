@@ -57,6 +57,10 @@ static int network(const struct dl_split_input *in, const struct dl_split *s, st
 {
     const uint32_t sums = 2 * in->h->n_layers;
     const struct dl_split_part *root = &s->parts[0];
+    static const char *const names[] = {[DL_COLLECTIVE_ONE_SHOT] = "one-shot",
+                                        [DL_COLLECTIVE_HALVES] = "halves",
+                                        [DL_COLLECTIVE_RS] = "reduce-scatter"};
+    const uint64_t sent = s->collective == DL_COLLECTIVE_RS ? root->sent_rs : root->sent_one_shot;
     char halves[40] = "";
     if (s->halves_ns > 0)
         snprintf(halves, sizeof halves, "halves %.2f, ", ms(s->halves_ns));
@@ -66,13 +70,9 @@ static int network(const struct dl_split_input *in, const struct dl_split *s, st
         "%sreduce-scatter %.2f ms)\n"
         "bytes/token    root sends %.1f kB as %s, and receives about as much (one-shot %.1f, reduce-scatter "
         "%.1f)\n",
-        ms(in->link.latency_ns), in->link.bytes_per_s / 1e6, sums,
-        s->rs       ? "reduce-scatter"
-        : s->halves ? "halves"
-                    : "one-shot",
-        ms(s->one_shot_ns), halves, ms(s->rs_ns), (double)(s->rs ? root->sent_rs : root->sent_one_shot) / 1e3,
-        dl_type_info(dl_wire_type(in->h, in->wire))->name, (double)root->sent_one_shot / 1e3,
-        (double)root->sent_rs / 1e3);
+        ms(in->link.latency_ns), in->link.bytes_per_s / 1e6, sums, names[s->collective], ms(s->one_shot_ns), halves,
+        ms(s->rs_ns), (double)sent / 1e3, dl_type_info(dl_wire_type(in->h, in->wire))->name,
+        (double)root->sent_one_shot / 1e3, (double)root->sent_rs / 1e3);
 }
 
 int dl_split_text(const struct dl_split_input *in, const struct dl_split *s, struct dl_str *out)

@@ -71,7 +71,7 @@ struct dl_split {
      * input's `collective`; with given shares nobody measures the nodes, and nothing goes in halves unasked). halves_ns: what is left to
      * be waited for; 0: they cannot, or a node is no CPU and they were not asked for. */
     double one_shot_ns, halves_ns, rs_ns, exchange_ns;
-    bool rs, halves;             /* that is reduce-scatter; or one-shot, in halves; or neither: one-shot */
+    enum dl_collective collective; /* the one that is taken: never AUTO */
     double tok_s, prefill_tok_s; /* prefill 0: unknown */
     uint32_t n_slow;             /* nodes that slow the others down ... */
     double tok_s_without;        /* ... and the speed without them */
