@@ -112,20 +112,31 @@ static inline void e2e_start(struct e2e_proc *p, const char *const *argv, const 
     p->err = err[0];
 }
 
+/* What /proc/PID/status has behind `key`; false: nothing, or there is no /proc. */
+static inline bool e2e_status(pid_t pid, const char *key, char value[64])
+{
+    char path[64], line[256];
+    bool found = false;
+    snprintf(path, sizeof path, "/proc/%d/status", (int)pid);
+    FILE *f = fopen(path, "r");
+    while (f && !found && fgets(line, sizeof line, f)) {
+        found = !strncmp(line, key, strlen(key));
+        if (found)
+            snprintf(value, 64, "%.63s", line + strlen(key));
+    }
+    if (f)
+        fclose(f);
+    return found;
+}
+
 #ifdef __linux__
 /* Until it catches that signal, rather than being ended by it. */
 static inline void e2e_catches(const struct e2e_proc *p, int sig)
 {
-    char path[64], line[256];
-    snprintf(path, sizeof path, "/proc/%d/status", (int)p->pid);
+    char caught[64];
     for (uint64_t t0 = dl_now_ns();; poll(NULL, 0, 1)) {
-        unsigned long long caught = 0;
-        FILE *f = fopen(path, "r");
-        assert_non_null(f);
-        while (fgets(line, sizeof line, f))
-            (void)sscanf(line, "SigCgt: %llx", &caught);
-        fclose(f);
-        if (caught >> (sig - 1) & 1)
+        assert_true(e2e_status(p->pid, "SigCgt:", caught));
+        if (strtoull(caught, NULL, 16) >> (sig - 1) & 1)
             return;
         if (dl_now_ns() - t0 > (uint64_t)E2E_TIMEOUT_MS * 1000000u)
             fail_msg("it does not catch signal %d", sig);
@@ -234,15 +245,8 @@ static inline void e2e_run(struct e2e *r, const char *in, size_t n_in, const cha
 /* VmRSS of a process in KiB, and its open descriptors, as /proc has them; -1: there is no /proc. */
 static inline long e2e_rss(pid_t pid)
 {
-    char path[64], line[256];
-    long kib = -1;
-    snprintf(path, sizeof path, "/proc/%d/status", (int)pid);
-    FILE *f = fopen(path, "r");
-    while (f && kib < 0 && fgets(line, sizeof line, f))
-        (void)sscanf(line, "VmRSS: %ld", &kib);
-    if (f)
-        fclose(f);
-    return kib;
+    char kib[64];
+    return e2e_status(pid, "VmRSS:", kib) ? strtol(kib, NULL, 10) : -1;
 }
 static inline int e2e_fds(pid_t pid)
 {

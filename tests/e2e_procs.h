@@ -54,8 +54,8 @@ static inline void proc_start(struct proc *p, const char *const *argv)
     e2e_start(&p->p, argv, NULL);
     close(p->p.in);
 #ifdef F_SETPIPE_SZ
-    (void)fcntl(p->p.out, F_SETPIPE_SZ,
-                4096); /* so that one whom nobody reads waits, and its text is not over meanwhile */
+    /* So that one whom nobody reads waits, and its text is not over meanwhile. */
+    (void)fcntl(p->p.out, F_SETPIPE_SZ, 4096);
 #endif
     proc_mark(p);
 }

@@ -473,8 +473,8 @@ static void test_open_close_100(void **state)
     if (before < 0)
         fprintf(stderr, "SKIPPED PART: no /proc to count threads in\n");
     const struct timespec moment = {0, MS};
-    for (int i = 0; i < 5000 && count_threads() != before;
-         i++) /* the system still counts one that was joined just now */
+    /* The system still counts one that was joined just now. */
+    for (int i = 0; i < 5000 && count_threads() != before; i++)
         nanosleep(&moment, NULL);
     assert_int_equal(count_threads(), before);
 }

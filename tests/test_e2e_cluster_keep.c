@@ -179,32 +179,11 @@ static void a_copy_of_the_model_needs_no_transfer(void **state)
 /* ---------------------------------------------------------------------------------------------- what is given back */
 
 #ifdef __linux__
-static long proc_number(pid_t pid, const char *file, const char *key)
+static long status_number(pid_t pid, const char *key)
 {
-    char path[64], line[256];
-    long v = -1;
-    snprintf(path, sizeof path, "/proc/%d/%s", (int)pid, file);
-    FILE *f = fopen(path, "r");
-    assert_non_null(f);
-    while (fgets(line, sizeof line, f))
-        if (!strncmp(line, key, strlen(key)))
-            v = strtol(line + strlen(key), NULL, 10);
-    fclose(f);
-    assert_true(v >= 0);
-    return v;
-}
-
-static int descriptors(pid_t pid)
-{
-    char path[64];
-    int n = 0;
-    snprintf(path, sizeof path, "/proc/%d/fd", (int)pid);
-    DIR *d = opendir(path);
-    assert_non_null(d);
-    while (readdir(d))
-        n++;
-    closedir(d);
-    return n;
+    char value[64];
+    assert_true(e2e_status(pid, key, value));
+    return strtol(value, NULL, 10);
 }
 
 /* Ticks of processor time, of all its threads. */
@@ -237,22 +216,22 @@ static void all_is_back_after_each_root(void **state)
         worker_says(&c.w[0], "listening on ", (unsigned)i + 2);
         short_sleep(100); /* threads that have just ended are still counted for a moment */
         if (i == 2) {
-            anon = proc_number(pid, "status", "RssAnon:");
-            threads = proc_number(pid, "status", "Threads:");
-            fds = descriptors(pid);
+            anon = status_number(pid, "RssAnon:");
+            threads = status_number(pid, "Threads:");
+            fds = e2e_fds(pid);
         }
     }
-    long more = proc_number(pid, "status", "RssAnon:") - anon;
+    long more = status_number(pid, "RssAnon:") - anon;
 #if !defined(__SANITIZE_ADDRESS__) && !defined(__SANITIZE_THREAD__) /* they keep what was freed, and shadows of all */
     if (more > 1024)
         fail_msg("%ld KiB more than %ld after five more roots", more, anon);
 #else
     (void)more;
 #endif
-    for (int i = 0; i < 100 && (proc_number(pid, "status", "Threads:") != threads || descriptors(pid) != fds); i++)
+    for (int i = 0; i < 100 && (status_number(pid, "Threads:") != threads || e2e_fds(pid) != fds); i++)
         short_sleep(50);
-    assert_int_equal(proc_number(pid, "status", "Threads:"), threads);
-    assert_int_equal(descriptors(pid), fds);
+    assert_int_equal(status_number(pid, "Threads:"), threads);
+    assert_int_equal(e2e_fds(pid), fds);
 
     /* Idle, it sleeps, and says nothing. */
     char *log = worker_log(&c.w[0]);

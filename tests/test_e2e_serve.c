@@ -205,7 +205,6 @@ static void test_full_context(void **state)
     served_stop(&s, 5000);
 }
 
-/* Every request has its own settings, and none of another's. */
 /* As much as a request may hold, of which the tokens need not be counted to see that they do not fit. */
 static void far_too_long(int port, const char *path, const char *param)
 {
@@ -231,6 +230,7 @@ static void far_too_long(int port, const char *path, const char *param)
     dl_str_finish(&body);
 }
 
+/* Every request has its own settings, and none of another's. */
 static void test_sampling(void **state)
 {
     (void)state;

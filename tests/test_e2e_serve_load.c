@@ -88,19 +88,15 @@ static void on_a_gpu(void **state)
 
 /* ---------------------------------------------------------------------------------------------------- cluster */
 
-/* /health until it says so and `why` has that in it; meanwhile all go on. Returns how often it was something else, or 0: when that was
- * right from the start. */
-static unsigned until_health(struct load *l, int status, const char *why)
+/* /health until it is 200 and `why` has that in it, or is empty, too; meanwhile all go on. */
+static void until_health(struct load *l, const char *why)
 {
     char now[400];
-    unsigned others = 0;
-    for (uint64_t t0 = dl_now_ns(); health(l->port, now, sizeof now) != status || (*why ? !strstr(now, why) : *now);
-         others++) {
+    for (uint64_t t0 = dl_now_ns(); health(l->port, now, sizeof now) != 200 || (*why ? !strstr(now, why) : *now);) {
         if (dl_now_ns() - t0 > 100 * SEC)
-            fail_msg("/health is not %d with '%s', but: %s", status, why, now);
+            fail_msg("/health is not 200 with '%s', but: %s", why, now);
         load_turn(l, 0);
     }
-    return others;
 }
 
 /* A worker dies under load, and comes back. */
@@ -110,11 +106,11 @@ static void lose_one(struct load *l, struct workers *c, int i)
     snprintf(name, sizeof name, "node %d (%s) lost in ", i + 1, c->address[i]);
     proc_kill(&c->w[i]);
     proc_free(&c->w[i]);
-    until_health(l, 200, name);
+    until_health(l, name);
     load_run(l, (SANITIZED ? 500 : 1000) * MS);
     worker_start(c, i);
     l->left = UINT64_MAX;
-    until_health(l, 200, "");
+    until_health(l, "");
     load_run(l, (SANITIZED ? 500 : 1000) * MS);
 }
 
